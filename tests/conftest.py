@@ -28,7 +28,7 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip ``gpu`` tests where there is no device; ``slow`` ones run only when asked for by mark."""
+    """Skip ``gpu`` tests where there is no device."""
     import torch
 
     if torch.cuda.is_available():

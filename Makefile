@@ -1,0 +1,74 @@
+# Every target sets up what it needs by itself; `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo real test check report hardness
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+DATA ?= ../shared/data
+TEST ?= closed
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# One process a GPU, a power of two so that the global batch divides; two processes without a GPU.
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+PROCESSES ?= $(shell n=1; while [ $$((n * 2)) -le $(GPUS) ] && [ $$n -lt 8 ]; do n=$$((n * 2)); done; \
+	if [ $(GPUS) -eq 0 ]; then echo 2; else echo $$n; fi)
+
+export PYTHONUNBUFFERED := 1
+export OMP_NUM_THREADS ?= 1
+
+RUN := $(BIN)/python -m
+PRETRAIN := $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m foundation.pretrain
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "error: scanfm needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 2; }
+	@[ $(GPUS) -gt 0 ] || command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+		{ echo "error: DeepSpeed needs a C++ compiler where there is no GPU; install g++ or clang" >&2; exit 2; }
+	@echo "installing into $(VENV): about 3 minutes, 7 GB"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
+		--constraint constraints.txt --editable '.[train,evaluate,dev]'
+	@touch $@
+
+demo: $(READY) ## phantom scans to shards, two pretrained backbones, and a benchmark report
+	@$(RUN) shards.phantom data/phantom
+	@$(RUN) shards.build recipes/shards/demo.yaml
+	@$(PRETRAIN) recipes/pretrain/demo_mae.yaml resume.if_changed=restart
+	@$(PRETRAIN) recipes/pretrain/demo_dino.yaml resume.if_changed=restart
+	@$(RUN) evaluation.run recipes/evaluation/demo.yaml test=$(TEST)
+	@$(RUN) evaluation.report stores/demo --out reports/benchmark
+
+real: $(READY) ## the same on real scans: make real DATA=folder [TEST=open]
+	@[ -d '$(DATA)' ] || { echo "error: no real data at $(DATA); name the folder with make real DATA=..., see README.md (Real data)" >&2; exit 2; }
+	@$(RUN) shards.build recipes/shards/real.yaml data_root='$(DATA)'
+	@$(PRETRAIN) recipes/pretrain/real_mae.yaml resume.if_changed=restart
+	@$(RUN) evaluation.run recipes/evaluation/real.yaml data_root='$(DATA)' test=$(TEST)
+	@$(RUN) evaluation.report stores/real --out reports/real
+
+report: $(READY) ## the reports again, from what evaluation stored
+	@found=; for store in demo real; do \
+		[ -f stores/$$store/run.json ] || continue; found=1; \
+		out=reports/benchmark; [ $$store = demo ] || out=reports/$$store; \
+		$(RUN) evaluation.report stores/$$store --out $$out || exit; done; \
+	[ -n "$$found" ] || { echo "error: nothing stored yet; run make demo or make real first" >&2; exit 2; }
+
+test: $(READY) ## all tests on CPU, at most 10 minutes on two cores
+	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m 'not slow'
+
+check: $(READY) ## linter, formatter, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(RUN) pytest -q tests/test_layers.py
+
+hardness: $(READY) ## the phantom diseases are there to be found, and not by intensity alone (slow)
+	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards
