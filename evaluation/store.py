@@ -1,0 +1,190 @@
+"""The files of an evaluation store: the one place that knows their names and columns.
+
+``evaluation.run`` writes them, ``evaluation.report`` reads them and needs nothing else: neither a
+backbone nor a scan. Every file is written beside its name and moved into place, so a kill leaves
+the former version. Subjects appear as pseudonyms only.
+
+```
+run.json                     what was run: tasks, models, chosen settings, what was skipped and why
+predictions/TASK.parquet     one row per model, protocol, split and subject
+few_shot/TASK.parquet        one score per model, number of shots and draw
+few_shot/TASK.json           the draws themselves, nested: the first k subjects are the k-shot set
+curves/MODEL.json            the loss of each backbone's pretraining
+pictures/*.npz               slices of the cohort; MODEL_reconstructions.npz
+leakage.json                 what was checked before any score
+features/                    cached features, one file per chunk of scans
+```
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA_VERSION = 1
+PREDICTION_COLUMNS = ("model", "protocol", "split", "subject", "label", "score")
+FEW_SHOT_COLUMNS = ("model", "shots", "draw", "score")
+
+
+class StoreError(ValueError):
+    """A store that is missing, incomplete, or of another version."""
+
+
+def write_run(store: Path, run: Mapping[str, Any]) -> None:
+    """Write ``run.json``; it goes last, so a store that has one is complete."""
+    write_json(store / "run.json", {"schema_version": SCHEMA_VERSION, **run})
+
+
+def read_run(store: Path) -> dict[str, Any]:
+    """Read ``run.json``.
+
+    Raises:
+        StoreError: There is no finished store here, or another version wrote it.
+    """
+    path = store / "run.json"
+    if not path.is_file():
+        raise StoreError(
+            f"{store}: no finished evaluation here (run.json is missing); "
+            "make one with python -m evaluation.run RECIPE"
+        )
+    run = _read_json(path)
+    if run.get("schema_version") != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: schema version {run.get('schema_version')}, this version reads "
+            f"{SCHEMA_VERSION}; run python -m evaluation.run again"
+        )
+    return run
+
+
+def write_predictions(store: Path, task: str, rows: "pandas.DataFrame") -> None:
+    """Write the rows of one task; their order in the file does not depend on the order given."""
+    _write_table(store / "predictions" / f"{task}.parquet", rows, PREDICTION_COLUMNS, num_keys=4)
+
+
+def read_predictions(store: Path, task: str) -> "pandas.DataFrame":
+    """One row per (model, protocol, split, subject): ``PREDICTION_COLUMNS``."""
+    return _read_table(store / "predictions" / f"{task}.parquet")
+
+
+def write_few_shot(
+    store: Path, task: str, scores: "pandas.DataFrame", draws: Mapping[str, Any]
+) -> None:
+    """Write the scores of every draw and the draws they came from."""
+    _write_table(store / "few_shot" / f"{task}.parquet", scores, FEW_SHOT_COLUMNS, num_keys=3)
+    write_json(store / "few_shot" / f"{task}.json", draws)
+
+
+def read_few_shot(store: Path, task: str) -> "pandas.DataFrame | None":
+    """One row per (model, shots, draw): ``FEW_SHOT_COLUMNS``; None for a task without."""
+    path = store / "few_shot" / f"{task}.parquet"
+    return _read_table(path) if path.is_file() else None
+
+
+def read_few_shot_draws(store: Path, task: str) -> dict[str, Any] | None:
+    """The stored draws: ``{seed, shots, draws: [{class: [subject, ...]}]}``, nested by order."""
+    path = store / "few_shot" / f"{task}.json"
+    return _read_json(path) if path.is_file() else None
+
+
+def write_curve(store: Path, model: str, curve: Mapping[str, Any]) -> None:
+    """Write the loss curve of a backbone's pretraining: steps, loss, method, wall_s."""
+    write_json(store / "curves" / f"{model}.json", curve)
+
+
+def read_curves(store: Path) -> dict[str, dict[str, Any]]:
+    """The curve of each backbone that has one, by model, sorted."""
+    return {path.stem: _read_json(path) for path in sorted((store / "curves").glob("*.json"))}
+
+
+def write_pictures(store: Path, name: str, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write ``pictures/NAME.npz``; every array is in [0, 1]."""
+    write_arrays(store / "pictures" / f"{name}.npz", arrays)
+
+
+def read_pictures(store: Path, name: str) -> dict[str, NDArray[np.float32]]:
+    """The arrays of ``pictures/NAME.npz``, in the order written; empty where there is none."""
+    path = store / "pictures" / f"{name}.npz"
+    return read_arrays(path) if path.is_file() else {}
+
+
+def write_leakage(store: Path, leakage: Mapping[str, Any]) -> None:
+    """Write ``leakage.json``: ``{checks: [...], passed}``."""
+    write_json(store / "leakage.json", leakage)
+
+
+def read_leakage(store: Path) -> dict[str, Any]:
+    """Read ``leakage.json``."""
+    return _read_json(store / "leakage.json")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that has the same bytes for the same value; NaN is refused, write None."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    replace(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an npz without pickles."""
+    if any(array.dtype.hasobject for array in arrays.values()):
+        raise TypeError("arrays of objects would be written as pickles")
+    replace(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read an npz written by :func:`write_arrays`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); remove it and run again") from None
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file whole or not at all: beside its name, synced, then moved into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+def _write_table(
+    path: Path, rows: "pandas.DataFrame", columns: tuple[str, ...], *, num_keys: int
+) -> None:
+    keys = list(columns[:num_keys])
+    assert not rows.duplicated(subset=keys).any(), f"{path.name}: two rows for the same {keys}"
+    table = rows[list(columns)].sort_values(keys, kind="stable").reset_index(drop=True)
+    replace(path, lambda file: table.to_parquet(file, index=False, compression="zstd"))
+
+
+def _read_table(path: Path) -> "pandas.DataFrame":
+    import pandas
+
+    if not path.is_file():
+        raise StoreError(f"{path}: missing; run python -m evaluation.run again")
+    return pandas.read_parquet(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
+    return value
