@@ -1,0 +1,145 @@
+"""The executable contract between a scan's stored integers and what a backbone sees.
+
+It is stored beside every backbone as ``preprocessing.json``: pretraining, evaluation and a lab's
+own scans all go through these functions, so a feature never depends on who computed it.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from shards.intensity import IntensityStatistics
+from torch import Tensor
+
+from recipes.load import Section
+from shards.scan import MODALITIES
+
+Window = tuple[float, float]
+
+AIR = -1.0
+"""Value of everything outside a scan, after :func:`normalise`."""
+
+_P00_5 = IntensityStatistics._fields.index("p00_5")
+_P99_5 = IntensityStatistics._fields.index("p99_5")
+
+
+class Preprocessing(Section):
+    """How a scan becomes a model's input. An MR's window is its own p00_5 to p99_5."""
+
+    orientation: Literal["LPS"] = "LPS"
+    spacing_mm: tuple[float, float, float] | None = Field(
+        None, description="resample to this spacing (d, h, w); null keeps each scan's own"
+    )
+    crop_shape: tuple[int, int, int] = Field(
+        description="voxels (d, h, w) of the model's crop and of the window at inference"
+    )
+    window_hu: Window = Field((-1000.0, 1000.0), description="CT")
+    window_suv: Window = Field((0.0, 10.0), description="PT")
+    window_other: Window = Field((0.0, 255.0), description="OT, such as shape masks")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Preprocessing":
+        if min(self.crop_shape) < 1:
+            raise ValueError(f"crop_shape must be positive, got {self.crop_shape}")
+        if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm must be positive, got {self.spacing_mm}")
+        for name in ("window_hu", "window_suv", "window_other"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name} must rise, got ({low}, {high})")
+        return self
+
+
+def normalise(
+    volume: Tensor,
+    *,
+    slope: Tensor,
+    intercept: Tensor,
+    modality: Tensor,
+    statistics: Tensor,
+    preprocessing: Preprocessing,
+) -> Tensor:
+    """Window the physical intensities of a batch to [-1, 1], each sample by its own modality.
+
+    Args:
+        volume: Stored values, (B, 1, D, H, W); physical = stored * slope + intercept.
+        slope: (B,).
+        intercept: (B,).
+        modality: (B,) index into ``MODALITIES``.
+        statistics: (B, 7) of the whole scan in physical units, order of ``IntensityStatistics``.
+        preprocessing: Names the windows.
+
+    Returns:
+        (B, 1, D, H, W) float32 on the volume's device; values beyond the window are clipped. A
+        window without width (a constant MR) gives -1.
+    """
+    low, high = _windows(modality, statistics, preprocessing)
+    span = torch.where(high > low, high - low, 1.0)
+    # (stored * slope + intercept - low) / span * 2 - 1, as one multiply and one add per voxel.
+    scale = 2.0 * slope / span
+    shift = 2.0 * (intercept - low) / span - 1.0
+    per_sample = (-1, 1, 1, 1, 1)
+    unit = torch.addcmul(shift.view(per_sample), volume.float(), scale.view(per_sample))
+    return unit.clamp_(-1.0, 1.0)
+
+
+def inside_mask(inside: Tensor, shape: Sequence[int]) -> Tensor:
+    """Which voxels of a crop lie inside its scan.
+
+    Args:
+        inside: (B, 3, 2) integers, [start, stop) per axis.
+        shape: (D, H, W) of the crop.
+
+    Returns:
+        (B, 1, D, H, W) bool.
+    """
+    per_axis = []
+    for axis, size in enumerate(shape):
+        voxel = torch.arange(size, device=inside.device)
+        start, stop = inside[:, axis, 0:1], inside[:, axis, 1:2]
+        per_axis.append((voxel >= start) & (voxel < stop))
+    depth, height, width = per_axis
+    whole = depth[:, :, None, None] & height[:, None, :, None] & width[:, None, None, :]
+    return whole[:, None]
+
+
+def window_starts(shape: Sequence[int], crop_shape: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Evenly spaced windows that together cover a scan, with as few windows as can do it.
+
+    Args:
+        shape: (D, H, W) of the scan.
+        crop_shape: (d, h, w) of a window.
+
+    Returns:
+        First voxel of each window in raster order. An axis shorter than the window starts at 0;
+        the caller centres the scan in its padding there.
+    """
+    d, h, w = (_starts(size, crop) for size, crop in zip(shape, crop_shape, strict=True))
+    return list(product(d, h, w))
+
+
+def _starts(size: int, crop: int) -> list[int]:
+    if size <= crop:
+        return [0]
+    gaps = math.ceil(size / crop) - 1
+    return [round(index * (size - crop) / gaps) for index in range(gaps + 1)]
+
+
+def _windows(
+    modality: Tensor, statistics: Tensor, preprocessing: Preprocessing
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper physical bound of each sample, (B,) each."""
+    own = statistics[:, [_P00_5, _P99_5]].float()
+    fixed = {
+        "CT": preprocessing.window_hu,
+        "PT": preprocessing.window_suv,
+        "OT": preprocessing.window_other,
+    }
+    windows = own
+    for name, window in fixed.items():
+        same = (modality == MODALITIES.index(name))[:, None]
+        windows = torch.where(same, own.new_tensor(window), windows)
+    return windows[:, 0], windows[:, 1]
