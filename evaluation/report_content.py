@@ -1,0 +1,216 @@
+"""From an evaluation store to what the report says of it; no layout and no wording of tables here.
+
+Everything is taken over by name: a field of a run that is not listed here never reaches a page, so
+no list of subjects can slip into a report.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation import store
+from evaluation.report_tables import (
+    Bootstrap,
+    FewShotCurve,
+    ModelScores,
+    few_shot_curves,
+    overview_column,
+    task_table,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+Loaded = TypeVar("Loaded")
+CROSS_VALIDATION = "cv"
+CHECK_FIELDS = ("task", "check", "model", "passed", "count", "detail")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone or a floor, in the words of the run."""
+
+    name: str
+    kind: str
+    title: str
+    description: str
+    digest: str | None
+    provenance: dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its card, its table, its few-shot curves, and what was left out."""
+
+    name: str
+    card: dict[str, Any]
+    split: str
+    table: tuple[ModelScores, ...]
+    overview: dict[str, ModelScores]
+    few_shot: tuple[FewShotCurve, ...]
+    skipped: tuple[dict[str, str], ...]
+    selections: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that the report says of one store."""
+
+    name: str
+    title: str
+    date: str
+    split: str
+    recipe_digest: str
+    seed: int
+    num_bootstraps: int
+    notes: tuple[str, ...]
+    models: tuple[Model, ...]
+    tasks: tuple[Task, ...]
+    checks: tuple[dict[str, Any], ...]
+    checks_passed: bool
+    curves: dict[str, dict[str, Any]]
+    cohort_pictures: dict[str, NDArray[np.float32]]
+    reconstructions: dict[str, dict[str, NDArray[np.float32]]]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The title of each model."""
+        return {model.name: model.title for model in self.models}
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether any of its tasks is of a procedural cohort."""
+        return any("phantom" in str(task.card["data"]).lower() for task in self.tasks)
+
+
+def read_content(folder: Path) -> Content:
+    """Read one store and compute its scores.
+
+    Raises:
+        StoreError: A file of the store is missing or damaged; the message names it.
+    """
+    run = store.read_run(folder)
+    try:
+        return _content(folder, run)
+    except KeyError as error:
+        raise store.StoreError(
+            f"{folder}/run.json: {error} is missing; run python -m evaluation.run again"
+        ) from None
+
+
+def _content(folder: Path, run: Mapping[str, Any]) -> Content:
+    models = tuple(_model(name, entry) for name, entry in run["models"].items())
+    leakage = store.read_leakage(folder)
+    backbones = [model.name for model in models if model.kind == "backbone"]
+    pictures = {name: _pictures(folder, f"{name}_reconstructions") for name in backbones}
+    return Content(
+        name=run["name"],
+        title=run["title"],
+        date=run["date"],
+        split=run["split"],
+        recipe_digest=run["recipe_digest"],
+        seed=run["seed"],
+        num_bootstraps=run["num_bootstraps"],
+        notes=tuple(run["notes"]),
+        models=models,
+        tasks=tuple(_task(folder, name, run, models) for name in run["tasks"]),
+        checks=tuple(_picked(check, CHECK_FIELDS) for check in leakage["checks"]),
+        checks_passed=bool(leakage["passed"]),
+        curves={name: curve for name, curve in store.read_curves(folder).items() if curve["steps"]},
+        cohort_pictures=_pictures(folder, "cohort"),
+        reconstructions={name: arrays for name, arrays in pictures.items() if arrays},
+    )
+
+
+def _task(folder: Path, name: str, run: Mapping[str, Any], models: tuple[Model, ...]) -> Task:
+    entry = run["tasks"][name]
+    kinds = {model.name: model.kind for model in models}
+    rows = _table(folder, f"predictions/{name}.parquet", store.PREDICTION_COLUMNS, kinds)
+    split = CROSS_VALIDATION if (rows["split"] == CROSS_VALIDATION).any() else run["split"]
+    bootstrap = Bootstrap(run["num_bootstraps"], run["seed"])
+    table = task_table(rows, task=entry, kinds=kinds, split=split, bootstrap=bootstrap)
+    few_shot: tuple[FewShotCurve, ...] = ()
+    if (folder / "few_shot" / f"{name}.parquet").is_file():
+        draws = _table(folder, f"few_shot/{name}.parquet", store.FEW_SHOT_COLUMNS, kinds)
+        few_shot = few_shot_curves(draws, kinds=kinds)
+    return Task(
+        name=name,
+        card=dict(entry),
+        split=split,
+        table=table,
+        overview=overview_column(table),
+        few_shot=few_shot,
+        skipped=tuple(dict(one) for one in run["skipped"] if one["task"] == name),
+        selections=tuple(dict(one) for one in run["selections"] if one["task"] == name),
+    )
+
+
+def _model(name: str, entry: Mapping[str, Any]) -> Model:
+    return Model(
+        name=name,
+        kind=entry["kind"],
+        title=entry["title"],
+        description=entry["description"],
+        digest=entry.get("digest"),
+        provenance=_scalars(entry.get("provenance") or {}),
+    )
+
+
+def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | float]:
+    """``{"shards": {"num_samples": 12}}`` to ``{"shards.num_samples": 12}``, lists left out.
+
+    Lists are what a provenance names subjects and scans in.
+    """
+    flat: dict[str, str | float] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _scalars(value, f"{prefix}{key}.")
+        elif isinstance(value, str | int | float):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _table(
+    folder: Path, file: str, columns: tuple[str, ...], kinds: Mapping[str, str]
+) -> "pandas.DataFrame":
+    """Read and check one table: its columns, one row per key, only models the run names."""
+    task = Path(file).stem
+    reader = store.read_predictions if file.startswith("predictions") else store.read_few_shot
+    rows = _named(folder / file, lambda: reader(folder, task))
+    assert rows is not None, file
+    missing = [column for column in columns if column not in rows]
+    if missing:
+        raise store.StoreError(f"{folder / file}: no column {', '.join(missing)}")
+    keys = [column for column in columns if column not in ("label", "score")]
+    if rows.duplicated(subset=keys).any():
+        raise store.StoreError(f"{folder / file}: two rows for the same {', '.join(keys)}")
+    unknown = sorted(set(rows["model"]) - set(kinds))
+    if unknown:
+        raise store.StoreError(f"{folder / file}: {unknown[0]!r} is not a model of run.json")
+    return rows
+
+
+def _pictures(folder: Path, name: str) -> dict[str, NDArray[np.float32]]:
+    path = folder / "pictures" / f"{name}.npz"
+    return _named(path, lambda: store.read_pictures(folder, name))
+
+
+def _named(path: Path, read: Callable[[], Loaded]) -> Loaded:
+    """What ``read`` returns; a file damaged in any way becomes one line that names it."""
+    try:
+        return read()
+    except store.StoreError:
+        raise
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise store.StoreError(
+            f"{path}: damaged ({error}); remove it and run python -m evaluation.run again"
+        ) from None
+
+
+def _picked(entry: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+    return {field: entry.get(field) for field in fields}

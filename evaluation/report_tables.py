@@ -1,0 +1,276 @@
+"""The numbers of the report, from predictions: pure functions, no file is read here.
+
+Every score is computed over subjects, with a bootstrap interval by subject from the run's own seed,
+so that two models on the same subjects are drawn alike. A score that the rows do not define is
+None with the reason, never 0.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.statistics import StatisticsError, bootstrap_interval, measure
+
+if TYPE_CHECKING:
+    import pandas
+
+# What a task of each kind is scored by; the task's own primary metric comes first.
+METRICS_OF = {
+    "binary": ("auroc", "average_precision", "balanced_accuracy"),
+    "regression": ("r2", "mean_absolute_error"),
+}
+LOWER_IS_BETTER = frozenset({"mean_absolute_error", "brier"})
+SHOWN_DIGITS = 3
+OVERVIEW_PROTOCOL = "linear"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric over ``n`` subjects with its 95% interval; without a value, the reason why."""
+
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    positives: int | None
+    reason: str | None = None
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """One row of a task's table; ``scores`` in the order of the task's metrics."""
+
+    model: str
+    kind: str
+    protocol: str
+    split: str
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class FewShotPoint:
+    """A model at ``shots`` subjects per class: mean and 5-95% band over draws, and the paired
+    difference to the reference on the same draws (both None for the reference itself)."""
+
+    shots: int
+    draws: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class FewShotCurve:
+    """The points of one model, one per number of shots of the task."""
+
+    model: str
+    kind: str
+    is_reference: bool
+    points: tuple[FewShotPoint, ...]
+
+
+class Bootstrap(NamedTuple):
+    """How intervals are drawn: from ``run.json``."""
+
+    num_bootstraps: int
+    seed: int
+
+
+def task_table(
+    rows: "pandas.DataFrame",
+    *,
+    task: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    split: str,
+    bootstrap: Bootstrap,
+) -> tuple[ModelScores, ...]:
+    """Score every model and protocol of one task on the shown split.
+
+    Args:
+        rows: One per model, protocol, split and subject, as ``evaluation.store`` keeps them.
+        task: The task's entry in ``run.json``.
+        kinds: "backbone" or "floor" of each model, in the order of the table.
+        split: The shown split.
+        bootstrap: Of the intervals.
+
+    Returns:
+        Models in the order of ``kinds``, backbones before floors; the linear probe first in each.
+    """
+    metrics = metrics_of(task)
+    threshold = training_prevalence(task)
+    shown = rows[rows["split"] == split].sort_values("subject", kind="stable")
+    table = []
+    for (model, protocol), part in shown.groupby(["model", "protocol"], sort=True):
+        label, score = part["label"].to_numpy(float), part["score"].to_numpy(float)
+        scores = tuple(
+            score_of(label, score, metric=metric, threshold=threshold, bootstrap=bootstrap)
+            for metric in metrics
+        )
+        table.append(ModelScores(model, kinds[model], protocol, split, scores))
+    place = {model: at for at, model in enumerate(kinds)}
+    table.sort(
+        key=lambda row: (
+            row.kind == "floor",
+            place[row.model],
+            row.protocol != OVERVIEW_PROTOCOL,
+            row.protocol,
+        )
+    )
+    return mark_best(table)
+
+
+def metrics_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics a task is shown with, its primary one first.
+
+    Raises:
+        ValueError: A kind of task that the report cannot score.
+    """
+    if task["kind"] not in METRICS_OF:
+        known = ", ".join(METRICS_OF)
+        raise ValueError(
+            f"{task['title']}: a task of kind {task['kind']!r}; the report knows {known}"
+        )
+    others = [metric for metric in METRICS_OF[task["kind"]] if metric != task["metric"]]
+    return (task["metric"], *others)
+
+
+def training_prevalence(task: Mapping[str, Any]) -> float:
+    """The share of positives among training subjects; of all subjects where there is no split.
+
+    It is the threshold of balanced accuracy: the shown split has no part in choosing it.
+    """
+    part = "train" if task["n"].get("train") else next(iter(task["n"]), "train")
+    positives, n = (task.get("positives") or {}).get(part), task["n"].get(part)
+    return positives / n if positives and n else 0.5
+
+
+def score_of(
+    label: NDArray[np.float64],
+    score: NDArray[np.float64],
+    *,
+    metric: str,
+    threshold: float,
+    bootstrap: Bootstrap,
+) -> Score:
+    """One metric with its interval, or None with the reason.
+
+    Args:
+        label: One per subject, (n,).
+        score: Probability of the positive class or predicted value, (n,).
+        metric: A name of ``evaluation.statistics.METRICS``.
+        threshold: Of balanced accuracy; the other metrics have none.
+        bootstrap: Of the interval.
+    """
+    binary = set(np.unique(label)) <= {0.0, 1.0}
+    positives = int(label.sum()) if binary else None
+    if metric == "balanced_accuracy":
+        score = score + (0.5 - threshold)  # the metric itself cuts at one half
+    try:
+        value = measure(label, score, metric)
+        low, high = bootstrap_interval(label, score, metric, **bootstrap._asdict())
+    except StatisticsError as error:
+        return Score(metric, None, None, None, len(label), positives, reason=str(error))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        reason = "too few subjects for an interval"
+        return Score(metric, value, None, None, len(label), positives, reason=reason)
+    return Score(metric, value, low, high, len(label), positives)
+
+
+def mark_best(table: Sequence[ModelScores]) -> tuple[ModelScores, ...]:
+    """Mark the best point estimate of each metric; equal at the shown digits is equally best."""
+    marked = list(table)
+    for column in range(len(table[0].scores) if table else 0):
+        values = {
+            at: round(score.value, SHOWN_DIGITS)
+            for at, row in enumerate(table)
+            if (score := row.scores[column]).value is not None
+        }
+        if not values:
+            continue
+        lower = table[0].scores[column].metric in LOWER_IS_BETTER
+        best = min(values.values()) if lower else max(values.values())
+        for at, value in values.items():
+            scores = list(marked[at].scores)
+            scores[column] = replace(scores[column], is_best=value == best)
+            marked[at] = replace(marked[at], scores=tuple(scores))
+    return tuple(marked)
+
+
+def overview_column(table: Sequence[ModelScores]) -> dict[str, ModelScores]:
+    """Of each model the row of the linear probe, else its first row; the best marked anew."""
+    chosen: dict[str, ModelScores] = {}
+    for row in table:
+        if row.model not in chosen:
+            primary = replace(row.scores[0], is_best=False)
+            chosen[row.model] = replace(row, scores=(primary,))
+    return {row.model: row for row in mark_best(list(chosen.values()))}
+
+
+def few_shot_curves(
+    scores: "pandas.DataFrame", *, kinds: Mapping[str, str]
+) -> tuple[FewShotCurve, ...]:
+    """Mean and 5-95% band over draws of every model, on the draws that all of them have.
+
+    The reference of the paired differences is the strongest floor: the highest mean over all
+    numbers of shots. Without floors there is none.
+
+    Args:
+        scores: One row per model, shots and draw, as ``evaluation.store`` keeps them.
+        kinds: "backbone" or "floor" of each model, in the order of the table.
+    """
+    grids = {
+        int(shots): part.pivot(index="draw", columns="model", values="score")
+        .dropna(axis=1, how="all")
+        .dropna()
+        for shots, part in scores.groupby("shots", sort=True)
+    }
+    models = [model for model in kinds if (scores["model"] == model).any()]
+    reference = _strongest_floor(grids, [model for model in models if kinds[model] == "floor"])
+    ordered = sorted(models, key=lambda model: kinds[model] == "floor")
+    return tuple(
+        FewShotCurve(
+            model,
+            kinds[model],
+            model == reference,
+            tuple(_point(shots, grid, model, reference) for shots, grid in grids.items()),
+        )
+        for model in ordered
+    )
+
+
+def _strongest_floor(grids: Mapping[int, "pandas.DataFrame"], floors: Sequence[str]) -> str | None:
+    means = {
+        floor: np.mean(
+            [grid[floor].mean() for grid in grids.values() if floor in grid and len(grid)]
+        )
+        for floor in floors
+        if any(floor in grid and len(grid) for grid in grids.values())
+    }
+    return max(means, key=lambda floor: (means[floor], floor)) if means else None
+
+
+def _point(shots: int, grid: "pandas.DataFrame", model: str, reference: str | None) -> FewShotPoint:
+    if model not in grid or not len(grid):
+        reason = "no draw of this size that every model was scored on"
+        return FewShotPoint(shots, 0, None, None, None, None, None, None, reason)
+    values = grid[model].to_numpy(float)
+    band = _mean_and_band(values)
+    if reference is None or reference == model or reference not in grid:
+        return FewShotPoint(shots, len(values), *band, None, None, None)
+    difference = _mean_and_band(values - grid[reference].to_numpy(float))
+    return FewShotPoint(shots, len(values), *band, *difference)
+
+
+def _mean_and_band(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    low, high = np.percentile(values, [5, 95])
+    return float(values.mean()), float(low), float(high)
