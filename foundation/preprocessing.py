@@ -7,7 +7,7 @@ own scans all go through these functions, so a feature never depends on who comp
 import math
 from collections.abc import Sequence
 from itertools import product
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from recipes.load import Section
 from shards.scan import MODALITIES
+
+if TYPE_CHECKING:  # the stream needs more libraries than embedding a scan does
+    from shards.stream import CropBatch
 
 Window = tuple[float, float]
 
@@ -31,14 +34,14 @@ class Preprocessing(Section):
 
     orientation: Literal["LPS"] = "LPS"
     spacing_mm: tuple[float, float, float] | None = Field(
-        None, description="resample to this spacing (d, h, w); null keeps each scan's own"
+        default=None, description="resample to this spacing (d, h, w); null keeps each scan's own"
     )
     crop_shape: tuple[int, int, int] = Field(
         description="voxels (d, h, w) of the model's crop and of the window at inference"
     )
-    window_hu: Window = Field((-1000.0, 1000.0), description="CT")
-    window_suv: Window = Field((0.0, 10.0), description="PT")
-    window_other: Window = Field((0.0, 255.0), description="OT, such as shape masks")
+    window_hu: Window = Field(default=(-1000.0, 1000.0), description="CT")
+    window_suv: Window = Field(default=(0.0, 10.0), description="PT")
+    window_other: Window = Field(default=(0.0, 255.0), description="OT, such as shape masks")
 
     @model_validator(mode="after")
     def _check(self) -> "Preprocessing":
@@ -84,6 +87,30 @@ def normalise(
     per_sample = (-1, 1, 1, 1, 1)
     unit = torch.addcmul(shift.view(per_sample), volume.float(), scale.view(per_sample))
     return unit.clamp_(-1.0, 1.0)
+
+
+class NormalisedBatch(NamedTuple):
+    """A batch as a backbone sees it; (B, 1, D, H, W) each."""
+
+    volume: Tensor
+    """float32 in [-1, 1]; padding is -1"""
+    inside: Tensor
+    """bool, False on padding"""
+
+
+def normalise_batch(batch: "CropBatch", *, preprocessing: Preprocessing) -> NormalisedBatch:
+    """:func:`normalise` for a batch of the stream, on the device of its volume."""
+    device = batch.volume.device
+    volume = normalise(
+        batch.volume,
+        slope=batch.slope.to(device),
+        intercept=batch.intercept.to(device),
+        modality=batch.modality.to(device),
+        statistics=batch.statistics.to(device),
+        preprocessing=preprocessing,
+    )
+    inside = inside_mask(batch.inside.to(device), volume.shape[2:])
+    return NormalisedBatch(volume.masked_fill_(~inside, AIR), inside)
 
 
 def inside_mask(inside: Tensor, shape: Sequence[int]) -> Tensor:

@@ -42,13 +42,13 @@ class VitConfig(Section):
 
     size: Literal["toy", "tiny", "small", "base", "large"] = "small"
     patch_size: Shape = Field(description="voxels (d, h, w)")
-    in_chans: int = Field(1, ge=1)
-    num_registers: int = Field(4, ge=0)
-    drop_path_rate: float = Field(0.0, ge=0, lt=1)
-    mlp_ratio: float = Field(4.0, gt=0)
-    embed_dim: int | None = Field(None, ge=6)
-    depth: int | None = Field(None, ge=1)
-    num_heads: int | None = Field(None, ge=1)
+    in_chans: int = Field(default=1, ge=1)
+    num_registers: int = Field(default=4, ge=0)
+    drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    embed_dim: int | None = Field(default=None, ge=6)
+    depth: int | None = Field(default=None, ge=1)
+    num_heads: int | None = Field(default=None, ge=1)
 
     @property
     def resolved(self) -> VitSize:
@@ -101,6 +101,7 @@ class Vit3d(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.in_chans = in_chans
         self.embed_dim = embed_dim
         self.num_registers = num_registers
         values = in_chans * patch_size[0] * patch_size[1] * patch_size[2]
@@ -127,6 +128,11 @@ class Vit3d(nn.Module):
 
     def tokens(self, volume: Tensor) -> Tensor:
         """Patch embeddings with their positions: (B, C, D, H, W) to (B, N, E) in raster order."""
+        if volume.shape[1] != self.in_chans:
+            raise ValueError(
+                f"the backbone takes {self.in_chans} channels (in_chans), the volume has "
+                f"{volume.shape[1]}"
+            )
         grid = self.grid(volume.shape[2:])
         positions = sincos_positions(grid, embed_dim=self.embed_dim, device=volume.device)
         return self.patch_embed(patchify(volume, patch_size=self.patch_size)) + positions

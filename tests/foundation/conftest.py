@@ -1,0 +1,45 @@
+"""Shared by the tests of this package: a batch as the stream gives it, without any shards."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from shards.stream import CropBatch
+
+
+def _crop_batch(shape: tuple[int, int, int], *, positions: list[int]) -> CropBatch:
+    """One CT crop per position, with structure, noise and a margin of padding on the first axis."""
+    volumes, insides = [], []
+    for position in positions:
+        generator = torch.Generator().manual_seed(position)
+        axes = [torch.linspace(-1, 1, size) for size in shape]
+        d, h, w = torch.meshgrid(*axes, indexing="ij")
+        centre = torch.rand(3, generator=generator) - 0.5
+        distance = (d - centre[0]) ** 2 + (h - centre[1]) ** 2 + 0.5 * (w - centre[2]) ** 2
+        volume = (
+            400.0 * torch.exp(-3 * distance) - 200 + 30 * torch.randn(shape, generator=generator)
+        )
+        padding = position % 3
+        volume[:padding] = -1024
+        volumes.append(volume.round().to(torch.int16)[None])
+        insides.append([[padding, shape[0]], [0, shape[1]], [0, shape[2]]])
+    batch = len(positions)
+    return CropBatch(
+        volume=torch.stack(volumes),
+        inside=torch.tensor(insides, dtype=torch.int32),
+        slope=torch.ones(batch),
+        intercept=torch.zeros(batch),
+        modality=torch.zeros(batch, dtype=torch.int64),
+        statistics=torch.tensor([[-300.0, 300, 0, 100, -290, 0, 290]] * batch),
+        spacing_mm=torch.tensor([[3.0, 1.0, 1.5]] * batch),
+        position=torch.tensor(positions),
+        subject=torch.tensor(positions),
+        keys=[f"scan-{position}" for position in positions],
+        read_s=0.0,
+    )
+
+
+@pytest.fixture
+def crop_batch() -> Callable[..., CropBatch]:
+    """``crop_batch((D, H, W), positions=[...])``: the same position gives the same crop."""
+    return _crop_batch

@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+import torch
+
+from foundation.mae import (
+    MaeConfig,
+    build_mae,
+    masked_error,
+    patch_statistics,
+)
+from foundation.masking import random_mask
+from foundation.preprocessing import Preprocessing, normalise_batch
+from foundation.vit import VitConfig, build_vit, patchify
+from recipes.load import RecipeError, parse
+
+PATCH = (2, 4, 3)
+# A grid of 2 x 3 x 5 patches.
+SHAPE = (4, 12, 15)
+PREPROCESSING = Preprocessing(crop_shape=SHAPE, window_hu=(-300, 300))
+POSITIONS = [0, 1, 2, 7]
+
+
+def _mae(*, norm_pix_loss: bool = True):
+    torch.manual_seed(0)
+    config = MaeConfig(
+        norm_pix_loss=norm_pix_loss, decoder_embed_dim=48, decoder_depth=1, decoder_num_heads=2
+    )
+    vit = build_vit(VitConfig(size="toy", patch_size=PATCH, depth=2))
+    return build_mae(config, vit=vit, preprocessing=PREPROCESSING, total_steps=10, seed=3)
+
+
+def _reference_loss(volume, prediction, mask, inside, *, norm_pix_loss: bool) -> float:
+    """Eq. of sec. 3 of the paper, voxel by voxel: no patchify, no reshaping."""
+    losses = []
+    for sample in range(len(volume)):
+        total, count = 0.0, 0
+        patch_index = 0
+        for d in range(0, SHAPE[0], PATCH[0]):
+            for h in range(0, SHAPE[1], PATCH[1]):
+                for w in range(0, SHAPE[2], PATCH[2]):
+                    box = (
+                        slice(d, d + PATCH[0]),
+                        slice(h, h + PATCH[1]),
+                        slice(w, w + PATCH[2]),
+                    )
+                    voxels, valid = volume[sample, 0][box], inside[sample, 0][box]
+                    if mask[sample, patch_index] and valid.any():
+                        if norm_pix_loss:
+                            deviation = np.sqrt(voxels[valid].var() + 1e-6)
+                            voxels = (voxels - voxels[valid].mean()) / deviation
+                        guess = prediction[sample, patch_index].reshape(PATCH)
+                        total += ((voxels - guess)[valid] ** 2).sum()
+                        count += valid.sum()
+                    patch_index += 1
+        losses.append(total / count)
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_the_loss_equals_a_voxelwise_reference(crop_batch, norm_pix_loss: bool) -> None:
+    mae = _mae(norm_pix_loss=norm_pix_loss)
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    volume, inside = normalise_batch(batch, preprocessing=PREPROCESSING)
+    token_mask = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3)
+    with torch.no_grad():
+        loss, _ = mae(batch, 0)
+        prediction = mae._predict(volume, token_mask).double().numpy()
+    arguments = (volume.double().numpy(), prediction, token_mask.mask.numpy(), inside.numpy())
+    want = _reference_loss(*arguments, norm_pix_loss=norm_pix_loss)
+    assert loss.item() == pytest.approx(want, rel=1e-5)
+    # The reference notices a swapped axis: it must not agree with one.
+    swapped = np.ascontiguousarray(prediction.reshape(4, 2, 3, 5, -1).transpose(0, 1, 3, 2, 4))
+    wrong = (arguments[0], swapped.reshape(4, 30, -1), *arguments[2:])
+    assert _reference_loss(*wrong, norm_pix_loss=norm_pix_loss) != pytest.approx(want, rel=1e-5)
+
+
+def test_gradient_falls_exactly_on_hidden_voxels_inside_the_scan(crop_batch) -> None:
+    mae = _mae()
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    seen: list[torch.Tensor] = []
+    mae.decoder.register_forward_hook(
+        lambda _module, _inputs, output: (output.retain_grad(), seen.append(output))[0]
+    )
+    loss, _ = mae(batch, 0)
+    loss.backward()
+    _, inside = normalise_batch(batch, preprocessing=PREPROCESSING)
+    mask = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3).mask
+    counted = patchify(inside, patch_size=PATCH) & mask[..., None]
+    assert counted.any()
+    assert not counted.all()
+    assert torch.equal(seen[0].grad != 0, counted)
+
+
+def test_a_sample_made_of_padding_costs_nothing() -> None:
+    prediction = torch.ones(2, 3, 4, requires_grad=True)
+    weight = torch.zeros(2, 3, 4, dtype=torch.bool)
+    weight[0, 1] = True
+    loss = masked_error(prediction, target=torch.zeros(2, 3, 4), weight=weight)
+    loss.backward()
+    assert loss.item() == 0.5
+    assert torch.equal(prediction.grad != 0, weight)
+
+
+def test_statistics_leave_padding_out_and_survive_a_constant_patch() -> None:
+    patches = torch.tensor([[[1.0, 3.0, -1.0], [2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]])
+    inside = torch.tensor([[[True, True, False], [True] * 3, [False] * 3]])
+    mean, std = patch_statistics(patches, inside=inside)
+    torch.testing.assert_close(mean.flatten(), torch.tensor([2.0, 2.0, 0.0]))
+    torch.testing.assert_close(std.flatten(), torch.tensor([1.0, 1e-3, 1e-3]), atol=1e-6, rtol=0)
+
+
+def test_hidden_voxels_never_reach_the_encoder(crop_batch) -> None:
+    mae = _mae().eval()
+    volume, _ = normalise_batch(crop_batch(SHAPE, positions=POSITIONS), preprocessing=PREPROCESSING)
+    token_mask = random_mask(torch.tensor(POSITIONS), num_tokens=30, mask_ratio=0.75, seed=3)
+    volume.requires_grad_()
+    mae._predict(volume, token_mask).square().sum().backward()
+    touched = patchify(volume.grad, patch_size=PATCH).abs().sum(-1) > 0
+    assert torch.equal(touched, ~token_mask.mask)
+
+
+def test_the_loss_is_a_function_of_batch_and_seed(crop_batch) -> None:
+    mae = _mae()
+    torch.manual_seed(1)
+    first, _ = mae(crop_batch(SHAPE, positions=POSITIONS), 0)
+    torch.manual_seed(2)
+    again, _ = mae(crop_batch(SHAPE, positions=POSITIONS), 0)
+    assert torch.equal(first, again)
+
+
+def test_parts_of_a_batch_average_to_the_whole(crop_batch) -> None:
+    mae = _mae()
+    whole, _ = mae(crop_batch(SHAPE, positions=POSITIONS), 0)
+    halves = [mae(crop_batch(SHAPE, positions=part), 0)[0] for part in ([0, 1], [2, 7])]
+    torch.testing.assert_close(torch.stack(halves).mean(), whole, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_a_reconstruction_shows_the_input_where_it_was_visible(crop_batch, norm_pix_loss) -> None:
+    mae = _mae(norm_pix_loss=norm_pix_loss)
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    original, rebuilt, mask = mae.reconstruct(batch)
+    assert rebuilt.shape == mask.shape == (4, 1, *SHAPE)
+    assert mask.dtype == torch.bool
+    assert torch.equal(rebuilt[~mask], original[~mask])
+    assert (rebuilt[mask] != original[mask]).float().mean() > 0.99
+    patches = patchify(mask, patch_size=PATCH)
+    assert torch.equal(patches.all(-1), patches.any(-1))
+
+
+def test_a_perfect_prediction_reconstructs_the_scan(crop_batch) -> None:
+    mae = _mae()
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    volume, inside = normalise_batch(batch, preprocessing=PREPROCESSING)
+    patches = patchify(volume, patch_size=PATCH)
+    mean, std = patch_statistics(patches, inside=patchify(inside, patch_size=PATCH))
+    mae.decoder.register_forward_hook(lambda *_: (patches - mean) / std)
+    assert mae(batch, 0)[0].item() < 1e-10
+    original, rebuilt, _ = mae.reconstruct(batch)
+    torch.testing.assert_close(rebuilt, original, atol=1e-5, rtol=0)
+
+
+def test_every_parameter_learns_and_is_in_one_group(crop_batch) -> None:
+    mae = _mae()
+    loss, _ = mae(crop_batch(SHAPE, positions=POSITIONS), 0)
+    loss.backward()
+    silent = [name for name, p in mae.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+    groups = mae.param_groups(0.05)
+    members = [id(p) for group in groups for p in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in mae.parameters())
+    names = {id(p): name for name, p in mae.named_parameters()}
+    free = {names[id(p)] for g in groups if not g["weight_decay"] for p in g["params"]}
+    assert {"backbone.cls_token", "backbone.registers", "decoder.mask_token"} < free
+    assert not any(name.endswith("weight") and "norm" not in name for name in free)
+
+
+def test_it_learns_to_rebuild_a_batch(crop_batch) -> None:
+    mae = _mae(norm_pix_loss=False)
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    optimiser = torch.optim.AdamW(mae.parameters(), lr=2e-3)
+    losses = []
+    for step in range(40):
+        loss, _ = mae(batch, step)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_crop_that_patches_do_not_tile_is_refused() -> None:
+    vit = build_vit(VitConfig(size="toy", patch_size=PATCH, depth=1))
+    preprocessing = Preprocessing(crop_shape=(4, 12, 16))
+    with pytest.raises(ValueError, match="choose a crop_shape"):
+        build_mae(MaeConfig(), vit=vit, preprocessing=preprocessing, total_steps=1, seed=0)
+
+
+def test_a_decoder_that_cannot_be_built_is_refused() -> None:
+    with pytest.raises(RecipeError, match="decoder_embed_dim must be a multiple of 6"):
+        parse({"decoder_embed_dim": 100}, MaeConfig, where="recipe")

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from foundation.masking import random_mask
+
+POSITIONS = torch.tensor([3, 11, 4])
+
+
+def test_the_count_is_exact_and_the_parts_complete() -> None:
+    token_mask = random_mask(POSITIONS, num_tokens=30, mask_ratio=0.7, seed=0)
+    assert token_mask.keep.shape == (3, 9)
+    assert token_mask.mask.sum(1).tolist() == [21, 21, 21]
+    for keep, mask in zip(token_mask.keep, token_mask.mask, strict=True):
+        assert torch.equal(keep, (~mask).nonzero().flatten())
+
+
+def test_a_mask_follows_from_seed_and_position_alone() -> None:
+    torch.manual_seed(1)
+    whole = random_mask(POSITIONS, num_tokens=30, mask_ratio=0.5, seed=7)
+    torch.manual_seed(2)
+    part = random_mask(POSITIONS[1:], num_tokens=30, mask_ratio=0.5, seed=7)
+    assert torch.equal(whole.keep[1:], part.keep)
+    other = random_mask(POSITIONS, num_tokens=30, mask_ratio=0.5, seed=8)
+    assert not torch.equal(whole.keep, other.keep)
+    assert len(whole.keep.unique(dim=0)) == 3
+
+
+def test_every_patch_is_hidden_as_often() -> None:
+    mask = random_mask(torch.arange(2000), num_tokens=10, mask_ratio=0.75, seed=0).mask
+    # 8 of 10 (round half to even of 7.5) are hidden; four standard errors of the share: 0.036.
+    torch.testing.assert_close(mask.float().mean(0), torch.full((10,), 0.8), atol=0.036, rtol=0)
+
+
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.01, 1), (0.99, 3)])
+def test_something_is_always_hidden_and_something_seen(ratio: float, hidden: int) -> None:
+    mask = random_mask(POSITIONS, num_tokens=4, mask_ratio=ratio, seed=0).mask
+    assert mask.sum(1).tolist() == [hidden] * 3
+
+
+def test_a_crop_of_one_patch_is_refused() -> None:
+    with pytest.raises(ValueError, match="make crop_shape larger"):
+        random_mask(POSITIONS, num_tokens=1, mask_ratio=0.5, seed=0)
