@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from pydantic import Field, model_validator
-from shards.stream import CropBatch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from foundation.vit import (
     unpatchify,
 )
 from recipes.load import Section
+from shards.stream import CropBatch
 
 _EPSILON = 1e-6
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pydantic import model_validator
-from shards.stream import CropBatch
 from torch import Tensor
 
 from foundation.dino import DinoConfig, build_dino
@@ -13,6 +12,7 @@ from foundation.parameters import ParameterGroup
 from foundation.preprocessing import Preprocessing
 from foundation.vit import Vit3d
 from recipes.load import Section
+from shards.stream import CropBatch
 
 
 class Method(Protocol):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
-from shards.intensity import IntensityStatistics
 from torch import Tensor
 
 from recipes.load import Section
+from shards.intensity import IntensityStatistics
 from shards.scan import MODALITIES
 
 if TYPE_CHECKING:  # the stream needs more libraries than embedding a scan does
