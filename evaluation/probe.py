@@ -9,13 +9,15 @@ The objective is scikit-learn's: ``sum_i w_i log(1 + exp(-y_i z_i)) + |coefficie
 over standardised features, with an intercept that is not penalised.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
+from evaluation.protocols import Estimator, Floats, Setting
 
 CS = tuple(float(value) for value in np.logspace(-4.5, 1.0, 12))
 ALPHAS = tuple(float(value) for value in np.logspace(-2.0, 5.0, 15))
@@ -26,6 +28,27 @@ _HALVINGS = 30
 _ENTRIES_AT_ONCE = 100_000  # coefficients solved together; the history holds 20 times as many
 
 
+def linear_probe(kind: str) -> Estimator:
+    """The linear probe of a task's kind: logistic regression over C, or ridge over alpha."""
+    if kind == "binary":
+        return Estimator("linear", tuple({"C": c} for c in CS), _predict_logistic)
+    return Estimator("linear", tuple({"alpha": a} for a in reversed(ALPHAS)), _predict_ridge)
+
+
+def _predict_logistic(
+    features: Floats, label: Floats, train: NDArray[np.bool_], settings: Sequence[Setting]
+) -> Floats:
+    strength = [setting["C"] for setting in settings]
+    return sigmoid(fit_logistic(features, label, train, strength).decision(features))
+
+
+def _predict_ridge(
+    features: Floats, label: Floats, train: NDArray[np.bool_], settings: Sequence[Setting]
+) -> Floats:
+    strength = [setting["alpha"] for setting in settings]
+    return fit_ridge(features, label, train, strength).decision(features)
+
+
 class LinearModels(NamedTuple):
     """Fitted models over raw (not standardised) features.
 
@@ -34,13 +57,13 @@ class LinearModels(NamedTuple):
         intercept: (B,).
     """
 
-    coefficient: NDArray[np.float64]
-    intercept: NDArray[np.float64]
+    coefficient: Floats
+    intercept: Floats
 
-    def decision(self, features: ArrayLike) -> NDArray[np.float64]:
+    def decision(self, features: ArrayLike) -> Floats:
         """Log-odds or predicted values of (n, P) features by each model, (B, n)."""
         raw = np.asarray(features, dtype=np.float64)
-        values: NDArray[np.float64] = self.coefficient @ raw.T + self.intercept[:, None]
+        values: Floats = self.coefficient @ raw.T + self.intercept[:, None]
         return values
 
 
@@ -105,13 +128,13 @@ def fit_ridge(
     return LinearModels(coefficient, intercept)
 
 
-def sigmoid(value: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(value: Floats) -> Floats:
     """Probability from log-odds, without overflow."""
-    probability: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * value))
+    probability: Floats = 0.5 * (1.0 + np.tanh(0.5 * value))
     return probability
 
 
-def _safe(scale: NDArray[np.float64]) -> NDArray[np.float64]:
+def _safe(scale: Floats) -> Floats:
     """A feature that never varies keeps its zero instead of becoming a division by zero."""
     return np.where(scale > 1e-12, scale, 1.0)
 

@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
-from shards.pseudonym import pseudonym
 
 from recipes.load import Section, digest, load
 from shards.cohort import Cohort, CohortRow, load_cohort
+from shards.pseudonym import pseudonym
 
 SPLITS = ("train", "val", "test")
 METRIC_OF_KIND = {"binary": "auroc", "regression": "r2"}
@@ -74,11 +74,14 @@ class VoxelFloor(Section):
 
 class Floors(Section):
     """What a backbone must beat. The constant, the intensity histogram and random
-    initialisations of each backbone always stand in the table."""
+    initialisations of each backbone always stand in the table.
 
-    volume: bool = False
+    ``volume`` is one feature, ``mask_intensity`` the mean and maximum inside the cohort's mask;
+    beside clinical columns, all of them together are one more floor."""
+
+    volume: Literal["foreground", "mask"] | None = None
     clinical: tuple[str, ...] = ()
-    mask: bool = False
+    mask_intensity: bool = False
     voxels: VoxelFloor | None = None
 
 
@@ -122,7 +125,8 @@ class Task:
         label: float64, (n,).
         split: ``train``, ``val`` or ``test``; ``cv`` throughout under cross-validation, (n,).
         scans: The cohort's rows of each subject; their features are averaged.
-        num_unlabelled: Scans left out because their label is empty.
+        candidates: All rows the card selects, labelled or not, ordered by subject: what features
+            are extracted from, so tasks over the same scans share them.
         threshold: Where the label is a quantile, its value in the training split.
     """
 
@@ -132,8 +136,13 @@ class Task:
     label: NDArray[np.float64]
     split: NDArray[np.str_]
     scans: tuple[tuple[CohortRow, ...], ...]
-    num_unlabelled: int
+    candidates: tuple[CohortRow, ...]
     threshold: float | None
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Scans left out because their label is empty."""
+        return len(self.candidates) - sum(len(rows) for rows in self.scans)
 
     def rows(self, *splits: str) -> NDArray[np.int64]:
         """Positions of the subjects in these splits."""
@@ -159,7 +168,10 @@ def load_task(path: str | Path, *, data_root: Path, key: bytes) -> Task:
     """
     card = load(path, TaskCard)
     cohort = load_cohort(card.cohort, data_root=data_root)
-    rows = [row for row in cohort.rows if _selected(row, card)]
+    rows = sorted(
+        (row for row in cohort.rows if _selected(row, card)),
+        key=lambda row: (row.subject, row.scan),
+    )
     labelled = [row for row in rows if _value(row, card.label.column, card) is not None]
     if not labelled:
         raise TaskError(
@@ -168,7 +180,7 @@ def load_task(path: str | Path, *, data_root: Path, key: bytes) -> Task:
         )
     for name in [*card.floors.clinical, *card.groups]:
         _value(rows[0], name, card)
-    task = _by_subject(card, cohort, labelled, key=key, num_unlabelled=len(rows) - len(labelled))
+    task = _by_subject(card, cohort, labelled, key=key, candidates=rows)
     _check_labels(task)
     return task
 
@@ -180,6 +192,17 @@ def describe_split(task: Task) -> str:
         return f"{cv.repeats} x {cv.folds}-fold cross-validation by subject, stratified, nested"
     whose = "official split" if task.card.protocol.split == "official" else "split of the cohort"
     return f"{whose}, by subject; settings chosen on validation"
+
+
+def describe_label(task: Task) -> str:
+    """What is predicted, in words."""
+    label = task.card.label
+    if label.at_most_quantile is None:
+        return f"column {label.column}"
+    return (
+        f"{label.column} at most {task.threshold:g}, the {label.at_most_quantile:g} quantile of "
+        "the training split"
+    )
 
 
 def _selected(row: CohortRow, card: TaskCard) -> bool:
@@ -195,7 +218,12 @@ def _value(row: CohortRow, column: str, card: TaskCard) -> str | int | float | N
 
 
 def _by_subject(
-    card: TaskCard, cohort: Cohort, rows: list[CohortRow], *, key: bytes, num_unlabelled: int
+    card: TaskCard,
+    cohort: Cohort,
+    rows: list[CohortRow],
+    *,
+    key: bytes,
+    candidates: list[CohortRow],
 ) -> Task:
     members: dict[str, list[CohortRow]] = {}
     for row in rows:
@@ -220,8 +248,8 @@ def _by_subject(
         subjects=tuple(pseudonym(key, cohort.config.name, name) for name in order),
         label=values,
         split=split,
-        scans=tuple(tuple(sorted(members[name], key=lambda row: row.scan)) for name in order),
-        num_unlabelled=num_unlabelled,
+        scans=tuple(tuple(members[name]) for name in order),
+        candidates=tuple(candidates),
         threshold=threshold,
     )
 
