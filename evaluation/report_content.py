@@ -137,7 +137,7 @@ def _task(folder: Path, name: str, run: Mapping[str, Any], models: tuple[Model, 
     few_shot: tuple[FewShotCurve, ...] = ()
     if (folder / "few_shot" / f"{name}.parquet").is_file():
         draws = _table(folder, f"few_shot/{name}.parquet", store.FEW_SHOT_COLUMNS, kinds)
-        few_shot = few_shot_curves(draws, kinds=kinds)
+        few_shot = few_shot_curves(draws, kinds=kinds, missing=_missing_shots(folder, name))
     return Task(
         name=name,
         card=dict(entry),
@@ -148,6 +148,12 @@ def _task(folder: Path, name: str, run: Mapping[str, Any], models: tuple[Model, 
         skipped=tuple(dict(one) for one in run["skipped"] if one["task"] == name),
         selections=tuple(dict(one) for one in run["selections"] if one["task"] == name),
     )
+
+
+def _missing_shots(folder: Path, task: str) -> dict[int, str]:
+    """Shots that a class has too few subjects for; of the stored draws nothing else is read."""
+    stored = store.read_few_shot_draws(folder, task) or {}
+    return {int(shots): str(reason) for shots, reason in stored.get("missing", {}).items()}
 
 
 def _model(name: str, entry: Mapping[str, Any]) -> Model:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What matplotlib draws with -> what the page shows. Text is ink, ticks and frames are line.
 _INK, _LINE = "#0a0b01", "#0a0b02"
-_SERIES = [f"#0a0b{number:02x}" for number in range(0x10, 0x18)]
+_SERIES = [f"#0a0b{number:02x}" for number in range(0x10, 0x1A)]
 _COLOURS = {_INK: "var(--ink)", _LINE: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
 }
@@ -45,11 +45,12 @@ def few_shot_svg(lines: Sequence[Line], *, name: str) -> str:
         name: Prefix of the ids inside the drawing; one of its kind on the page.
     """
     with _style():
-        figure = _figure(7.2, 3.8)
+        figure = _figure(6.0, 3.4)
         axes = figure.subplots()
         axes.axhline(0.5, color=_LINE, linewidth=1.5)
         for line, colour in zip(lines, _cycle(_SERIES, len(lines)), strict=True):
-            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.08, linewidth=0)
+            faint = 0.05 if line.is_floor else 0.14
+            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=faint, linewidth=0)
             axes.plot(
                 line.x,
                 line.middle,

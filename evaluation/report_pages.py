@@ -101,9 +101,13 @@ def contact_sheet(
     """``(group, [(label, data address), ...])`` of pictures named ``GROUP__LABEL__I``."""
     named = [(name.split("__"), array) for name, array in pictures.items()]
     return [
-        (group, [(parts[1], report_figures.picture(array)) for parts, array in members])
+        (group, [(_caption(parts[1]), report_figures.picture(array)) for parts, array in members])
         for group, members in groupby(named, key=lambda one: one[0][0])
     ]
+
+
+def _caption(label: str) -> str:
+    return f"label {label}" if label.isdigit() else label
 
 
 def triptychs(arrays: Mapping[str, NDArray[np.float32]]) -> list[list[tuple[str, str]]]:

@@ -30,7 +30,7 @@ OVERVIEW_PROTOCOL = "linear"
 
 @dataclass(frozen=True)
 class Score:
-    """One metric over ``n`` subjects with its 95% interval; without a value, the reason why."""
+    """One metric over ``n`` subjects with its 95% interval; where one is missing, the reason."""
 
     metric: str
     value: float | None
@@ -181,9 +181,12 @@ def score_of(
     except StatisticsError as error:
         return Score(metric, None, None, None, len(label), positives, reason=str(error))
     if not (math.isfinite(low) and math.isfinite(high)):
-        reason = "too few subjects for an interval"
-        return Score(metric, value, None, None, len(label), positives, reason=reason)
-    return Score(metric, value, low, high, len(label), positives)
+        few = "too few subjects for an interval"
+        return Score(metric, value, None, None, len(label), positives, reason=few)
+    # Without an error in the rows no draw has one; only a constant score makes that exact.
+    is_flat = low == high and len(np.unique(score)) > 1
+    flat = "every draw gave this value, so the interval is narrower than the truth"
+    return Score(metric, value, low, high, len(label), positives, reason=flat if is_flat else None)
 
 
 def mark_best(table: Sequence[ModelScores]) -> tuple[ModelScores, ...]:
@@ -217,7 +220,7 @@ def overview_column(table: Sequence[ModelScores]) -> dict[str, ModelScores]:
 
 
 def few_shot_curves(
-    scores: "pandas.DataFrame", *, kinds: Mapping[str, str]
+    scores: "pandas.DataFrame", *, kinds: Mapping[str, str], missing: Mapping[int, str]
 ) -> tuple[FewShotCurve, ...]:
     """Mean and 5-95% band over draws of every model, on the draws that all of them have.
 
@@ -227,6 +230,7 @@ def few_shot_curves(
     Args:
         scores: One row per model, shots and draw, as ``evaluation.store`` keeps them.
         kinds: "backbone" or "floor" of each model, in the order of the table.
+        missing: Shots that could not be drawn, with the reason.
     """
     grids = {
         int(shots): part.pivot(index="draw", columns="model", values="score")
@@ -242,7 +246,10 @@ def few_shot_curves(
             model,
             kinds[model],
             model == reference,
-            tuple(_point(shots, grid, model, reference) for shots, grid in grids.items()),
+            (
+                *(_point(shots, grid, model, reference) for shots, grid in grids.items()),
+                *(_no_point(shots, reason) for shots, reason in sorted(missing.items())),
+            ),
         )
         for model in ordered
     )
@@ -261,14 +268,17 @@ def _strongest_floor(grids: Mapping[int, "pandas.DataFrame"], floors: Sequence[s
 
 def _point(shots: int, grid: "pandas.DataFrame", model: str, reference: str | None) -> FewShotPoint:
     if model not in grid or not len(grid):
-        reason = "no draw of this size that every model was scored on"
-        return FewShotPoint(shots, 0, None, None, None, None, None, None, reason)
+        return _no_point(shots, "no draw of this size that every model was scored on")
     values = grid[model].to_numpy(float)
     band = _mean_and_band(values)
     if reference is None or reference == model or reference not in grid:
         return FewShotPoint(shots, len(values), *band, None, None, None)
     difference = _mean_and_band(values - grid[reference].to_numpy(float))
     return FewShotPoint(shots, len(values), *band, *difference)
+
+
+def _no_point(shots: int, reason: str) -> FewShotPoint:
+    return FewShotPoint(shots, 0, None, None, None, None, None, None, reason)
 
 
 def _mean_and_band(values: NDArray[np.float64]) -> tuple[float, float, float]:

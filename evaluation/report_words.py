@@ -15,7 +15,24 @@ METRIC_TITLES = {
     "r2": "R²",
     "mean_absolute_error": "Mean absolute error",
 }
-PROTOCOL_TITLES = {"linear": "linear probe", "knn": "k-NN", "few_shot": "few-shot"}
+PROTOCOL_TITLES = {
+    "linear": "linear probe",
+    "knn": "k-NN",
+    "rbf_svm": "RBF-SVM",
+    "constant": "constant score",
+    "few_shot": "few-shot",
+}
+# Of a backbone's provenance; a field without a title is shown under its own name.
+PROVENANCE_TITLES = {
+    "shards.name": "Shards",
+    "shards.digest": "Digest of the shards",
+    "shards.num_samples": "Scans",
+    "shards.num_subjects": "Subjects",
+    "hours": "Wall time (h)",
+    "wall_s": "Wall time (s)",
+    "world_size": "Processes",
+    "schema_version": "Version of the record",
+}
 SPLIT_TITLES = {
     "train": "training",
     "val": "validation",
@@ -90,10 +107,7 @@ def split_note(content: Content) -> str:
     notes = []
     splits = {task.split for task in content.tasks}
     if "val" in splits:
-        notes.append(
-            "Validation scores: the split on which C was chosen, so slightly optimistic. "
-            "The test split is closed."
-        )
+        notes.append("Validation scores: the split on which C was chosen, so slightly optimistic.")
     if "test" in splits:
         notes.append(
             "Test scores: every choice was made on validation, and the test split was opened for "
@@ -171,13 +185,19 @@ def _counts(card: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def provenance_title(field: str) -> str:
+    """``code_version`` to "Code version"."""
+    plain = field.replace(".", ", ").replace("_", " ")
+    return PROVENANCE_TITLES.get(field, plain[:1].upper() + plain[1:])
+
+
 def score_of_choice(selection: Mapping[str, Any]) -> str:
     """The score by which a setting was chosen: of its entry in the grid."""
     chosen = selection["chosen"]
     scores = [
         entry["score"]
         for entry in selection["grid"]
-        if all(entry.get(name) == value for name, value in chosen.items())
+        if all(entry.get(name, value) == value for name, value in chosen.items())
     ]
     return number(scores[0]) if scores and scores[0] is not None else DASH
 
