@@ -1,36 +1,14 @@
-"""One DICOM file as one slice: read, refused or decoded to physical units with its place."""
+"""One DICOM file as one slice: refused, or decoded to physical units with its place."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from shards.dicom import number, numbers, quiet
 from shards.scan import ScanError
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-HEADER_TAGS = [
-    "SOPInstanceUID",
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "ImageOrientationPatient",
-    "Rows",
-    "Columns",
-]
-
-
-class Header(NamedTuple):
-    """What sorts a file into its series. ``orientation`` is ImageOrientationPatient, or zeros."""
-
-    series: tuple[str, int, int]  # UID, rows, columns
-    instance: str
-    orientation: np.ndarray
-    subject: str
 
 
 @dataclass(frozen=True)
@@ -53,38 +31,6 @@ class Slice:
     pixel_mm: tuple[float, float]
 
 
-def read_header(path: Path) -> Header | str:
-    """The header of an image, or the reason why the file is none."""
-    import pydicom
-
-    with _quiet():
-        try:
-            found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-            if "Rows" not in found or "Columns" not in found:
-                return "DICOM without an image"
-            key = (str(found.get("SeriesInstanceUID")), int(found.Rows), int(found.Columns))
-            cosines = numbers(found, "ImageOrientationPatient", 6) or [0.0] * 6
-            instance = str(found.get("SOPInstanceUID"))
-            return Header(key, instance, np.asarray(cosines), subject_of(found) or "")
-        # The parser raises many types for bytes that are no DICOM.
-        except Exception:
-            return "not a DICOM file"
-
-
-def read_dataset(path: Path) -> Any:
-    """The whole file, every element parsed, so that a damaged one is found here."""
-    import pydicom
-
-    with _quiet():
-        try:
-            dataset = pydicom.dcmread(path)
-            for _ in dataset:
-                pass
-        except Exception as error:
-            raise ScanError(f"a slice cannot be read ({type(error).__name__})") from None
-    return dataset
-
-
 def read_slice(dataset: Any, *, modality: str) -> Slice:
     """Decode one slice.
 
@@ -103,29 +49,6 @@ def read_slice(dataset: Any, *, modality: str) -> Slice:
         along_rows=along_rows,
         pixel_mm=(row_mm, column_mm),
     )
-
-
-def subject_of(dataset: Any) -> str | None:
-    """PatientID, or the study where there is none."""
-    return str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or "") or None
-
-
-def number(dataset: Any, tag: str) -> float | None:
-    """One finite number, or None."""
-    try:
-        value = float(dataset.get(tag))
-    except (TypeError, ValueError):
-        return None
-    return value if np.isfinite(value) else None
-
-
-def numbers(dataset: Any, tag: str, count: int) -> list[float]:
-    """``count`` finite numbers, or an empty list."""
-    try:
-        values = [float(value) for value in dataset.get(tag) or []]
-    except (TypeError, ValueError):
-        return []
-    return values if len(values) == count and np.isfinite(values).all() else []
 
 
 def _refuse(dataset: Any, modality: str) -> None:
@@ -166,7 +89,7 @@ def _decode(dataset: Any) -> np.ndarray:
     expected = rows * columns * int(number(dataset, "BitsAllocated") or 16) // 8
     if (syntax is None or not syntax.is_compressed) and len(dataset.PixelData) < expected:
         raise ScanError("a slice is truncated: it holds fewer pixels than its header says")
-    with _quiet():
+    with quiet():
         try:
             pixels = np.asarray(dataset.pixel_array)
         except Exception as error:
@@ -194,17 +117,3 @@ def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
     limit = number(dataset, "PixelPaddingRangeLimit")
     low, high = sorted((value, value if limit is None else limit))
     return np.asarray((stored >= low) & (stored <= high))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Warnings of the parser quote header values: none may reach a log."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -58,7 +58,8 @@ def read_scan(where: str | Path, *, modality: str | None = None, min_slices: int
     if not Path(name).exists():
         raise ScanError("the file or folder does not exist")
     if Path(name).is_dir():
-        from shards.dicom import find_series, read_series
+        from shards.dicom import find_series
+        from shards.dicom_series import read_series
 
         found = find_series(name)
         if len(found) != 1:
