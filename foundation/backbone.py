@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation.card import model_card
-from foundation.files import fresh_folder, publish_folder, sha256_of, write_json, write_text
+from foundation.files import sync_tree
 from foundation.preprocessing import AIR, Preprocessing, normalise, window_starts
 from foundation.vit import Vit3d, VitConfig, build_vit, patchify
 from recipes.load import RecipeError, digest, parse
+from shards.files import fresh_folder, publish_folder, sha256_of, write_json, write_text
 from shards.intensity import intensity_statistics
 from shards.scan import MODALITIES, Scan, resample
 
@@ -158,6 +159,7 @@ def save_backbone(
     write_text(beside / CARD, card)
     sums = "".join(f"{sha256_of(beside / name)}  {name}\n" for name in sorted(FILES))
     write_text(beside / SUMS, sums)
+    sync_tree(beside)
     publish_folder(beside, folder)
 
 

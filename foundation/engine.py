@@ -1,0 +1,167 @@
+"""Where DeepSpeed is: the recipe becomes its dictionary here, and nowhere else it is imported."""
+
+import contextlib
+import io
+import logging
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from foundation.parameters import ParameterGroup
+from recipes.load import Section
+
+_BUCKET_ELEMENTS = 50_000_000
+_COMPILERS = ("c++", "g++", "clang++")
+
+
+class DeepSpeedConfig(Section):
+    """How the optimiser's state is spread over ranks, and in which precision layers compute."""
+
+    stage: Literal[0, 1, 2, 3] = Field(
+        default=0, description="ZeRO: 0 none, 1 optimiser, 2 gradients"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="bf16 is torch autocast: parameters stay fp32",
+    )
+
+
+class EngineError(ValueError):
+    """An engine that must not be started; the message says why."""
+
+
+def check_engine(config: DeepSpeedConfig, *, method: str, has_gpu: bool) -> None:
+    """Refuse, before anything heavy is built, what is known to be wrong or cannot work.
+
+    Raises:
+        EngineError: With the reason and the way out.
+    """
+    if config.stage == 3:
+        raise EngineError(
+            "deepspeed.stage: 3 is not supported: it splits parameters, which the teacher and the "
+            "export need whole, and pays only from about 2 billion parameters; use 0, 1 or 2"
+        )
+    if method == "dino" and config.stage == 2 and config.precision == "bf16":
+        raise EngineError(
+            "deepspeed.stage: 2 with bf16 is not supported for dino: its student runs twice a "
+            "step, for which ZeRO-2 in bf16 has computed wrong gradients on several ranks "
+            "(DeepSpeed #8224); use stage 0 or 1"
+        )
+    if not has_gpu and not _has_compiler():
+        raise EngineError(
+            "DeepSpeed builds a small C++ extension where there is no GPU, and no compiler was "
+            f"found ({', '.join(_COMPILERS)}); install one, such as g++"
+        )
+
+
+def deepspeed_dict(
+    config: DeepSpeedConfig,
+    *,
+    micro_batch: int,
+    accumulation: int,
+    world_size: int,
+    clip: float | None,
+    num_parameters: int,
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration; the optimiser and its schedule are ours, not in here.
+
+    Args:
+        config: Of the recipe.
+        micro_batch: Scans of one forward on one rank.
+        accumulation: Forwards of one update.
+        world_size: Number of ranks.
+        clip: Largest norm of the gradient; None lets it be.
+        num_parameters: Bounds the buffer that gradients are reduced in.
+    """
+    settings: dict[str, Any] = {
+        "train_batch_size": micro_batch * accumulation * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        # Stage 0 is clipped by start_engine.
+        "gradient_clipping": 0.0 if config.stage == 0 else clip or 0.0,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": config.stage,
+            "reduce_bucket_size": min(_BUCKET_ELEMENTS, num_parameters),
+        },
+    }
+    if config.precision == "bf16":
+        # No module reduces in bf16: gradients are averaged as the fp32 numbers they are.
+        settings["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }
+    return settings
+
+
+def start_engine(
+    method: nn.Module,
+    *,
+    groups: list[ParameterGroup],
+    betas: tuple[float, float],
+    clip: float | None,
+    settings: dict[str, Any],
+) -> Any:
+    """Wrap a method and a fresh AdamW into a DeepSpeed engine.
+
+    Args:
+        method: On its device; all ranks must hold one.
+        groups: Become ``engine.optimizer.param_groups``; learning rates are set at each step.
+        betas: Of AdamW.
+        clip: The same as in ``settings``.
+        settings: From :func:`deepspeed_dict`.
+    """
+    # A virtual environment that is not activated hides its ninja from the extension's build.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with _quietly():
+        import deepspeed
+
+        optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
+        if settings["zero_optimization"]["stage"] == 0:
+            _clip_at_step(optimizer, clip=clip)
+        engine, *_ = deepspeed.initialize(
+            model=method, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+    return engine
+
+
+def gradient_norm(engine: Any) -> float:
+    """Norm of the last update's gradient before clipping: that of all ranks' mean loss."""
+    return float(engine.get_global_grad_norm())
+
+
+def _clip_at_step(optimizer: torch.optim.Optimizer, *, clip: float | None) -> None:
+    """Clip just before each step, and note the norm where DeepSpeed looks for it.
+
+    Stage 0 alone needs it: DeepSpeed would clip there, but throws the norm away.
+    """
+
+    def measure(optimizer: Any, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer._global_grad_norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+
+    optimizer.register_step_pre_hook(measure)
+
+
+def _has_compiler() -> bool:
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else _COMPILERS))
+
+
+@contextlib.contextmanager
+def _quietly() -> Any:
+    """Keep DeepSpeed's greetings off the console; its warnings and errors still come through."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -1,0 +1,81 @@
+"""What must hold before a job may start; each check is one clear line when it fails."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_SPACING_TOLERANCE_MM = 1e-3
+_OPTIMISER_COPIES = 2
+
+
+class JobError(ValueError):
+    """A job that could not finish, or would not do what its recipe says."""
+
+
+def accumulation_of(global_batch: int, *, micro_batch: int, world_size: int) -> int:
+    """Forwards of one update, so that every update sees ``global_batch`` scans."""
+    together = micro_batch * world_size
+    if global_batch % together:
+        raise JobError(
+            f"train.global_batch: {global_batch} scans are not a whole number of {together} "
+            f"(micro_batch {micro_batch} x {world_size} ranks); change one of the three"
+        )
+    return global_batch // together
+
+
+def check_spacing(
+    spacing_mm: Sequence[float] | None, *, dataset: dict[str, Any], shards: Path
+) -> None:
+    """The contract that is published must be what the shards were made with."""
+    stored = dataset["spacing_mm"]
+    if (stored is None) != (spacing_mm is None):
+        same = False
+    elif stored is None or spacing_mm is None:
+        same = True
+    else:
+        pairs = zip(stored, spacing_mm, strict=True)
+        same = all(abs(a - b) <= _SPACING_TOLERANCE_MM for a, b in pairs)
+    if not same:
+        raise JobError(
+            f"preprocessing.spacing_mm: {_spacing(spacing_mm)}, but {shards} was built with "
+            f"{_spacing(stored)}; set it to that, or build the shards again"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """The folder, which need not exist, can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise JobError(f"{folder}: cannot be written ({error}); choose another out") from None
+
+
+def check_space(folder: Path, *, method: nn.Module, keep: int) -> None:
+    """The disk holds the checkpoints to keep, the one being written and the backbone."""
+    size = sum(tensor.nbytes for tensor in method.state_dict().values())
+    trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
+    needed = (keep + 1) * (size + _OPTIMISER_COPIES * trained) + size
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise JobError(
+            f"{folder}: {free / 1e9:.1f} GB free, {keep + 1} checkpoints and the backbone need "
+            f"{needed / 1e9:.1f} GB; free some, lower checkpoint.keep, or choose another out"
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """For people: the GPU's product name, or CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _spacing(spacing_mm: Sequence[float] | None) -> str:
+    if spacing_mm is None:
+        return "null (each scan's own)"
+    return f"[{', '.join(f'{value:g}' for value in spacing_mm)}] mm"

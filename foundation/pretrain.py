@@ -1,0 +1,368 @@
+"""Pretrain a backbone on shards, with DeepSpeed, to a published folder.
+
+    python -m foundation.pretrain recipes/pretrain/demo_mae.yaml
+    torchrun --standalone --nproc-per-node 2 -m foundation.pretrain RECIPE [section.field=value ...]
+
+Started again, it goes on from the last whole checkpoint; finished, it says so.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+
+from foundation.backbone import save_backbone
+from foundation.checkpoint import load_checkpoint, save_checkpoint
+from foundation.diary import Diary
+from foundation.engine import (
+    DeepSpeedConfig,
+    check_engine,
+    deepspeed_dict,
+    start_engine,
+)
+from foundation.health import MicroBatch, finite_means, finite_norm
+from foundation.job import (
+    accumulation_of,
+    check_folder,
+    check_space,
+    check_spacing,
+    device_name,
+)
+from foundation.log import LogConfig, RunLog, check_log
+from foundation.mae import Mae
+from foundation.methods import Method, MethodSections, build_method
+from foundation.optimiser import OptimiserConfig, set_groups
+from foundation.pictures import save_reconstructions
+from foundation.preprocessing import Preprocessing
+from foundation.publish import provenance_of
+from foundation.ranks import (
+    Ranks,
+    from_rank_zero,
+    join_ranks,
+    leave_ranks,
+    losing_a_rank_is_an_error,
+    run_on_ranks,
+)
+from foundation.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, ResumeConfig, RunState, open_run
+from foundation.vit import VitConfig, build_vit, patch_grid
+from recipes.load import Section, digest
+from shards.index import read_dataset
+from shards.stream import CropBatch, ShardReader, crop_batches
+
+_NUM_PICTURES = 6
+
+
+class TrainConfig(Section):
+    """How much, and in which portions."""
+
+    steps: int = Field(ge=1, description="updates of the weights")
+    global_batch: int = Field(ge=1, description="scans of an update, over all ranks")
+    micro_batch: int = Field(ge=1, description="scans of one forward on one rank")
+    workers: int = Field(default=0, ge=0, description="reading processes of each rank")
+    timeout_s: float = Field(default=1800, gt=0, description="longest wait of a collective call")
+
+
+class CheckpointConfig(Section):
+    """How often, and how many stay."""
+
+    every_steps: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class PretrainConfig(MethodSections):
+    """A pretraining recipe; exactly one of ``mae`` and ``dino`` chooses the method."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$")
+    shards: Path
+    out: Path = Path("runs")
+    seed: int = Field(default=0, ge=0)
+    vit: VitConfig
+    preprocessing: Preprocessing
+    train: TrainConfig
+    optimiser: OptimiserConfig
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    resume: ResumeConfig = ResumeConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "PretrainConfig":
+        patch_grid(self.preprocessing.crop_shape, self.vit.patch_size)
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return self.out / self.name
+
+    @property
+    def tokens_per_scan(self) -> int:
+        """Patches of one crop."""
+        return math.prod(patch_grid(self.preprocessing.crop_shape, self.vit.patch_size))
+
+
+class Plan(NamedTuple):
+    """What rank 0 found before anything heavy is built."""
+
+    state: RunState
+    accumulation: int
+    shards_digest: str
+
+
+def main(config: PretrainConfig) -> None:
+    """Pretrain, on this rank of however many there are."""
+    ranks = join_ranks(timeout_s=config.train.timeout_s)
+    try:
+        with losing_a_rank_is_an_error():
+            plan = from_rank_zero(lambda: make_plan(config, ranks=ranks))
+            if not plan.state.finished:
+                pretrain(config, plan=plan, ranks=ranks)
+    finally:
+        leave_ranks()
+
+
+def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
+    """Check everything that can be known before the job, and open the run's folder."""
+    check_log(config.log)
+    check_engine(config.deepspeed, method=config.method_name, has_gpu=ranks.device.type == "cuda")
+    accumulation = accumulation_of(
+        config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        world_size=ranks.world_size,
+    )
+    dataset = read_dataset(config.shards)
+    check_spacing(config.preprocessing.spacing_mm, dataset=dataset, shards=config.shards)
+    check_folder(config.out)
+    print(
+        f"reads   {config.shards}: {dataset['num_samples']} scans of "
+        f"{dataset['num_subjects']} subjects\nwrites  {config.folder}",
+        flush=True,
+    )
+    state = open_run(
+        config.folder,
+        recipe=config,
+        shards_digest=dataset["digest"],
+        world_size=ranks.world_size,
+        if_changed=config.resume.if_changed,
+        say=lambda text: print(text, flush=True),
+    )
+    if state.finished:
+        print(f"up to date: {config.folder / BACKBONE}", flush=True)
+    return Plan(state, accumulation, dataset["digest"])
+
+
+def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
+    """Build, train to the last step, publish."""
+    torch.manual_seed(config.seed)
+    method = build_method(
+        config,
+        vit=build_vit(config.vit),
+        preprocessing=config.preprocessing,
+        total_steps=config.train.steps,
+        seed=config.seed,
+    )
+    from_rank_zero(lambda: announce(config, plan=plan, ranks=ranks, method=method))
+    engine, batches = start(config, plan=plan, ranks=ranks, method=method)
+    log = None
+    if ranks.rank == 0:
+        log = RunLog(
+            config.folder / LOG,
+            start=plan.state.step,
+            wandb=config.log.wandb,
+            name=config.name,
+            recipe=config.model_dump(mode="json"),
+        )
+    run_steps(config, plan=plan, ranks=ranks, engine=engine, batches=batches, log=log)
+    from_rank_zero(lambda: publish(config, ranks=ranks, method=method, log=log))
+
+
+def announce(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> None:
+    """Say what is about to run, once it is known to fit the disk."""
+    check_space(config.out, method=method, keep=config.checkpoint.keep)
+    d, h, w = config.preprocessing.crop_shape
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    kept = sum(p.numel() for p in method.backbone.parameters())
+    train, begin = config.train, plan.state.step
+    print(
+        f"model   {config.method_name}, {trained / 1e6:.2f} M trained parameters, backbone "
+        f"{kept / 1e6:.2f} M, {config.tokens_per_scan} tokens a crop of {d} x {h} x {w}\n"
+        f"job     {train.steps} steps of {train.global_batch} scans = {ranks.world_size} ranks x "
+        f"{train.micro_batch} x {plan.accumulation}, {device_name(ranks.device)}, "
+        f"{config.deepspeed.precision}, ZeRO stage {config.deepspeed.stage}, "
+        + (f"going on from step {begin}" if begin else "from the beginning"),
+        flush=True,
+    )
+
+
+def start(
+    config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any
+) -> tuple[Any, Iterator[CropBatch]]:
+    """A DeepSpeed engine around the method and its batches, both where the run stands."""
+    method.to(ranks.device)
+    settings = deepspeed_dict(
+        config.deepspeed,
+        micro_batch=config.train.micro_batch,
+        accumulation=plan.accumulation,
+        world_size=ranks.world_size,
+        clip=config.optimiser.clip,
+        num_parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
+    )
+    engine = start_engine(
+        method,
+        groups=method.param_groups(config.optimiser.weight_decay),
+        betas=config.optimiser.betas,
+        clip=config.optimiser.clip,
+        settings=settings,
+    )
+    # Drop path draws from the global generator, each rank's its own. So does a loader when it
+    # starts, which is why the random state is restored after that.
+    torch.manual_seed(config.seed + 1 + ranks.rank)
+    batches = stream(config, plan=plan, ranks=ranks)
+    if plan.state.checkpoint is not None:
+        load_checkpoint(plan.state.checkpoint, engine=engine)
+    return engine, batches
+
+
+def run_steps(
+    config: PretrainConfig,
+    *,
+    plan: Plan,
+    ranks: Ranks,
+    engine: Any,
+    batches: Iterator[CropBatch],
+    log: RunLog | None,
+) -> None:
+    """The loop, the same for every method. ``step`` counts updates from 0."""
+    method: Method = engine.module
+    diary = Diary(
+        log,
+        device=ranks.device,
+        start=plan.state.step,
+        total=config.train.steps,
+        every_steps=config.log.every_steps,
+        global_batch=config.train.global_batch,
+        tokens_per_scan=config.tokens_per_scan,
+    )
+    seen: list[MicroBatch] = []
+    start = plan.state.step * plan.accumulation
+    for micro_step, batch in enumerate(batches, start=start):
+        step = micro_step // plan.accumulation
+        diary.watch.lap("wait")
+        set_schedules(config, engine=engine, method=method, step=step)
+        loss, metrics = engine(batch._replace(volume=batch.volume.to(ranks.device)), step)
+        diary.watch.lap("forward")
+        engine.backward(loss)
+        diary.watch.lap("backward")
+        seen.append(MicroBatch({**metrics, "loss": loss}, batch.keys, batch.read_s))
+        updates = engine.is_gradient_accumulation_boundary()  # asked before step() counts on
+        means = finite_means(seen, done=step) if updates else {}
+        engine.step()
+        if updates:
+            norm = finite_norm(engine, done=step)
+            method.after_update(step)
+            diary.watch.lap("optimiser")
+            group = engine.optimizer.param_groups[0]
+            diary.enter(step + 1, means=means, norm=norm, group=group, seen=seen)
+            seen.clear()
+            save(config, done=step + 1, plan=plan, engine=engine, log=log)
+            diary.watch.lap("checkpoint")
+    diary.close()
+
+
+def stream(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> Iterator[CropBatch]:
+    """The micro batches of this rank that are still to be seen."""
+    return crop_batches(
+        config.shards,
+        crop_shape=config.preprocessing.crop_shape,
+        micro_batch=config.train.micro_batch,
+        seed=config.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        start_step=plan.state.step * plan.accumulation,
+        stop_step=config.train.steps * plan.accumulation,
+        num_workers=config.train.workers,
+    )
+
+
+def set_schedules(config: PretrainConfig, *, engine: Any, method: Method, step: int) -> None:
+    """Learning rate, weight decay and the frozen last layer of update ``step``."""
+    total = config.train.steps
+    set_groups(
+        engine.optimizer.param_groups,
+        lr=config.optimiser.lr_at(step, total=total, global_batch=config.train.global_batch),
+        weight_decay=config.optimiser.weight_decay_at(step, total=total),
+        freeze_last_layer=step < method.freeze_last_layer_steps,
+    )
+
+
+def save(config: PretrainConfig, *, done: int, plan: Plan, engine: Any, log: RunLog | None) -> None:
+    """Write a checkpoint where one is due."""
+    if done % config.checkpoint.every_steps and done != config.train.steps:
+        return
+    if log:
+        log.sync()
+    save_checkpoint(
+        config.folder / CHECKPOINTS,
+        step=done,
+        engine=engine,
+        state={
+            "position": done * config.train.global_batch,
+            "recipe_digest": digest(config),
+            "shards_digest": plan.shards_digest,
+        },
+        keep=config.checkpoint.keep,
+    )
+
+
+def publish(config: PretrainConfig, *, ranks: Ranks, method: Any, log: RunLog | None) -> None:
+    """Pictures, then the backbone: where that folder is, the run is finished."""
+    assert log is not None, "rank 0 keeps the log"
+    if isinstance(method, Mae):
+        save_reconstructions(
+            config.folder / PICTURES,
+            method=method,
+            batch=picture_batch(config, device=ranks.device),
+        )
+    save_backbone(
+        config.folder / BACKBONE,
+        vit=method.backbone,
+        vit_config=config.vit,
+        preprocessing=config.preprocessing,
+        recipe=config.model_dump(mode="json"),
+        provenance=provenance_of(
+            ShardReader(config.shards),
+            name=config.name,
+            method=config.method_name,
+            steps=config.train.steps,
+            scans_seen=config.train.steps * config.train.global_batch,
+            wall_s=log.wall_s,
+            world_size=ranks.world_size,
+            device=device_name(ranks.device),
+            recipe_digest=digest(config),
+        ),
+    )
+    log.close()
+    print(f"backbone: {config.folder / BACKBONE}", flush=True)
+
+
+def picture_batch(config: PretrainConfig, *, device: torch.device) -> CropBatch:
+    """The first crops of the run."""
+    batches = crop_batches(
+        config.shards,
+        crop_shape=config.preprocessing.crop_shape,
+        micro_batch=_NUM_PICTURES,
+        seed=config.seed,
+        rank=0,
+        world_size=1,
+        stop_step=1,
+    )
+    batch = next(iter(batches))
+    return batch._replace(volume=batch.volume.to(device))
+
+
+if __name__ == "__main__":
+    assert __doc__
+    run_on_ranks(main, PretrainConfig, doc=__doc__)
