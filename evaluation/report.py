@@ -12,10 +12,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from evaluation.store import StoreError, replace
 from recipes.command import errors_in_one_line
+
+if TYPE_CHECKING:
+    from evaluation.report_content import Content
 
 STORES = Path("stores")
 
@@ -56,9 +59,11 @@ def write_report(stores: Sequence[Path], *, out: Path) -> None:
     paths = [out.with_name(f"{out.name}.{kind}") for kind in ("html", "md", "csv", "json")]
     print(f"reads   {', '.join(str(store) for store in stores)}", flush=True)
     print(f"writes  {', '.join(str(path) for path in paths)}", flush=True)
-    contents = []
+    contents: list[Content] = []
     for store in stores:
         contents.append(read_content(store))
+        if contents[-1].name in [content.name for content in contents[:-1]]:
+            raise StoreError(f"{store}: a second store called {contents[-1].name!r}; name it once")
         print(f"scored  {store}: {len(contents[-1].tasks)} tasks", flush=True)
     makers = (html_page, markdown_page, csv_text, json_text)
     texts = [make(contents).encode() for make in makers]

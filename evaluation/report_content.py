@@ -4,7 +4,7 @@ Everything is taken over by name: a field of a run that is not listed here never
 no list of subjects can slip into a report.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,21 +14,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import store
-from evaluation.report_tables import (
-    Bootstrap,
-    FewShotCurve,
-    ModelScores,
-    few_shot_curves,
-    overview_column,
-    task_table,
-)
+from evaluation.report_few_shot import FewShotCurve, few_shot_curves
+from evaluation.report_tables import Bootstrap, ModelScores, overview_column, task_table
 
 if TYPE_CHECKING:
     import pandas
 
 Loaded = TypeVar("Loaded")
 CROSS_VALIDATION = "cv"
+CARD_FIELDS = (
+    "title",
+    "disease",
+    "label",
+    "kind",
+    "metric",
+    "n",
+    "positives",
+    "protocol_note",
+    "data",
+    "source",
+    "licence",
+    "known_floors",
+    "known_leaks",
+)
+PROVENANCE_FIELDS = (
+    "method",
+    "shards.name",
+    "shards.digest",
+    "shards.num_samples",
+    "shards.num_subjects",
+    "shards.sources",
+    "shards.modalities",
+    "steps",
+    "scans_seen",
+    "hours",
+    "world_size",
+    "device",
+    "finished",
+    "recipe_digest",
+    "versions.scanfm",
+    "versions.torch",
+    "versions.deepspeed",
+)
 CHECK_FIELDS = ("task", "check", "model", "passed", "count", "detail")
+SKIPPED_FIELDS = ("model", "protocol", "reason")
+SELECTION_FIELDS = ("model", "protocol", "chosen", "grid")
 
 
 @dataclass(frozen=True)
@@ -53,7 +83,7 @@ class Task:
     table: tuple[ModelScores, ...]
     overview: dict[str, ModelScores]
     few_shot: tuple[FewShotCurve, ...]
-    skipped: tuple[dict[str, str], ...]
+    skipped: tuple[dict[str, Any], ...]
     selections: tuple[dict[str, Any], ...]
 
 
@@ -63,8 +93,9 @@ class Content:
 
     name: str
     title: str
-    date: str
+    date: str | None
     split: str
+    test_opened: str | None
     recipe_digest: str
     seed: int
     num_bootstraps: int
@@ -85,7 +116,8 @@ class Content:
     @property
     def is_phantom(self) -> bool:
         """Whether any of its tasks is of a procedural cohort."""
-        return any("phantom" in str(task.card["data"]).lower() for task in self.tasks)
+        cards = [f"{task.card['data']} {task.card['source']}" for task in self.tasks]
+        return any("phantom" in card.lower() for card in cards)
 
 
 def read_content(folder: Path) -> Content:
@@ -113,6 +145,7 @@ def _content(folder: Path, run: Mapping[str, Any]) -> Content:
         title=run["title"],
         date=run["date"],
         split=run["split"],
+        test_opened=run.get("test_opened"),
         recipe_digest=run["recipe_digest"],
         seed=run["seed"],
         num_bootstraps=run["num_bootstraps"],
@@ -140,13 +173,13 @@ def _task(folder: Path, name: str, run: Mapping[str, Any], models: tuple[Model, 
         few_shot = few_shot_curves(draws, kinds=kinds, missing=_missing_shots(folder, name))
     return Task(
         name=name,
-        card=dict(entry),
+        card=_picked(entry, CARD_FIELDS),
         split=split,
         table=table,
         overview=overview_column(table),
         few_shot=few_shot,
-        skipped=tuple(dict(one) for one in run["skipped"] if one["task"] == name),
-        selections=tuple(dict(one) for one in run["selections"] if one["task"] == name),
+        skipped=_of_task(run["skipped"], name, SKIPPED_FIELDS),
+        selections=_of_task(run["selections"], name, SELECTION_FIELDS),
     )
 
 
@@ -163,22 +196,27 @@ def _model(name: str, entry: Mapping[str, Any]) -> Model:
         title=entry["title"],
         description=entry["description"],
         digest=entry.get("digest"),
-        provenance=_scalars(entry.get("provenance") or {}),
+        provenance=_provenance(entry.get("provenance") or {}),
     )
 
 
-def _scalars(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str | float]:
-    """``{"shards": {"num_samples": 12}}`` to ``{"shards.num_samples": 12}``, lists left out.
-
-    Lists are what a provenance names subjects and scans in.
-    """
-    flat: dict[str, str | float] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _scalars(value, f"{prefix}{key}.")
-        elif isinstance(value, str | int | float):
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _provenance(tree: Mapping[str, Any]) -> dict[str, str | float]:
+    """The listed fields that are there; the cohorts in the shards and their licences in words."""
+    found: dict[str, str | float] = {}
+    for field in PROVENANCE_FIELDS:
+        value: Any = tree
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if field == "shards.sources":
+            value = "; ".join(
+                f"{one['name']} ({one['num_samples']} scans, {one['licence']})"
+                for one in value or ()
+            )
+        elif field == "shards.modalities":
+            value = ", ".join(f"{count} {name}" for name, count in (value or {}).items())
+        if value not in (None, ""):
+            found[field] = value
+    return found
 
 
 def _table(
@@ -216,6 +254,12 @@ def _named(path: Path, read: Callable[[], Loaded]) -> Loaded:
         raise store.StoreError(
             f"{path}: damaged ({error}); remove it and run python -m evaluation.run again"
         ) from None
+
+
+def _of_task(
+    entries: Sequence[Mapping[str, Any]], task: str, fields: tuple[str, ...]
+) -> tuple[dict[str, Any], ...]:
+    return tuple(_picked(entry, fields) for entry in entries if entry["task"] == task)
 
 
 def _picked(entry: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:

@@ -46,8 +46,12 @@ def common_n(rows: Sequence[ModelScores]) -> Score | None:
 
 def reason_without_score(task: Task, model: str) -> str:
     """Why a model has no cell in the overview."""
-    reasons = [one["reason"] for one in task.skipped if one.get("model") in (model, None)]
-    return reasons[0] if reasons else "not scored on this task"
+    reasons = [
+        one["reason"]
+        for one in task.skipped
+        if one["model"] in (model, None) and one["protocol"] != "few_shot"
+    ]
+    return reasons[0] if reasons else "not part of this task"
 
 
 def forest(rows: Sequence[ModelScores]) -> list[dict[str, float] | None]:
@@ -147,4 +151,6 @@ def _filled(template: str, contents: Sequence[Content], *, escape: bool) -> str:
         "contact_sheet": contact_sheet,
         "triptychs": triptychs,
     }
-    return environment.get_template(template).render(contents=contents)
+    dates = [content.date for content in contents if content.date]
+    page = environment.get_template(template)
+    return page.render(contents=contents, date=max(dates, default="unknown date"))

@@ -22,22 +22,30 @@ PROTOCOL_TITLES = {
     "constant": "constant score",
     "few_shot": "few-shot",
 }
-# Of a backbone's provenance; a field without a title is shown under its own name.
-PROVENANCE_TITLES = {
-    "shards.name": "Shards",
-    "shards.digest": "Digest of the shards",
-    "shards.num_samples": "Scans",
-    "shards.num_subjects": "Subjects",
-    "hours": "Wall time (h)",
-    "wall_s": "Wall time (s)",
-    "world_size": "Processes",
-    "schema_version": "Version of the record",
-}
 SPLIT_TITLES = {
     "train": "training",
     "val": "validation",
     "test": "test",
     CROSS_VALIDATION: "cross-validation",
+}
+PROVENANCE_TITLES = {
+    "method": "Method",
+    "shards.name": "Shards",
+    "shards.digest": "Digest of the shards",
+    "shards.num_samples": "Scans",
+    "shards.num_subjects": "Subjects",
+    "shards.sources": "Cohorts",
+    "shards.modalities": "Modalities",
+    "steps": "Steps",
+    "scans_seen": "Scans seen",
+    "hours": "Wall time, h",
+    "world_size": "Processes",
+    "device": "Device",
+    "finished": "Finished",
+    "recipe_digest": "Digest of the recipe",
+    "versions.scanfm": "scanfm",
+    "versions.torch": "torch",
+    "versions.deepspeed": "deepspeed",
 }
 PHANTOM_NOTE = (
     "Its scans are procedural: drawn by a program, with the lesions that the labels name. It "
@@ -109,10 +117,8 @@ def split_note(content: Content) -> str:
     if "val" in splits:
         notes.append("Validation scores: the split on which C was chosen, so slightly optimistic.")
     if "test" in splits:
-        notes.append(
-            "Test scores: every choice was made on validation, and the test split was opened for "
-            f"this recipe on {content.date}."
-        )
+        opened = f", opened on {content.test_opened}" if content.test_opened else ""
+        notes.append(f"Test scores{opened}: every choice was made on validation.")
     if CROSS_VALIDATION in splits:
         notes.append(
             "Where a cohort has no split: cross-validation by subject; a subject's score is the "
@@ -185,12 +191,6 @@ def _counts(card: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def provenance_title(field: str) -> str:
-    """``code_version`` to "Code version"."""
-    plain = field.replace(".", ", ").replace("_", " ")
-    return PROVENANCE_TITLES.get(field, plain[:1].upper() + plain[1:])
-
-
 def score_of_choice(selection: Mapping[str, Any]) -> str:
     """The score by which a setting was chosen: of its entry in the grid."""
     chosen = selection["chosen"]
@@ -215,8 +215,9 @@ def loss_note(curve: Mapping[str, Any]) -> str:
     """What a loss curve shows, and where it begins and ends (median over 5% of the steps)."""
     smooth = running_median(curve["loss"])
     wall = f", {quantity(round(curve['wall_s']))} s" if curve.get("wall_s") else ""
+    method = f" ({curve['method'].upper()})" if curve.get("method") else ""
     return (
-        f"Training loss ({curve['method'].upper()}), {len(smooth):,} logged steps up to step "
+        f"Training loss{method}, {len(smooth):,} logged steps up to step "
         f"{curve['steps'][-1]:,}{wall}; from {number(float(smooth[0]))} to "
         f"{number(float(smooth[-1]))} (running median). A loss is not a score."
     )

@@ -146,10 +146,23 @@ def _run(
     name: str, cards: dict[str, Any], split: str, seed: int, num_bootstraps: int
 ) -> dict[str, Any]:
     provenance = {
+        "schema_version": 1,
+        "method": "mae",
         "steps": 600,
-        "wall_s": 81.4,
-        "code_version": "0.1.0",
-        "shards": {"name": "phantom", "digest": "ab" * 32, "num_samples": 180, "num_subjects": 90},
+        "scans_seen": 9600,
+        "hours": 0.0226,
+        "world_size": 2,
+        "device": "cpu",
+        "finished": "2026-01-31",
+        "versions": {"scanfm": "0.1.0", "torch": "2.15.0"},
+        "shards": {
+            "name": "phantom",
+            "digest": "ab" * 32,
+            "num_samples": 180,
+            "num_subjects": 90,
+            "sources": [{"name": "phantom", "licence": "CC0-1.0", "num_samples": 180}],
+            "modalities": {"CT": 90, "MR": 90},
+        },
         "subjects": [f"{SECRET}{at:04d}" for at in range(90)],
     }
     grid = [{"C": 10.0**power, "score": 0.7 + 0.02 * power} for power in range(-4, 2)]
@@ -242,6 +255,7 @@ def test_no_subject_reaches_a_report(demo: Path, texts: dict[str, str]) -> None:
     for kind, text in texts.items():
         assert SECRET not in text, kind
         assert str(demo.parent) not in text, kind
+    assert "phantom (180 scans, CC0-1.0)" in texts["md"]
 
 
 class _Page(HTMLParser):
