@@ -90,6 +90,9 @@ def fit_logistic(
     rows = torch.as_tensor(np.asarray(weight, dtype=np.float64))
     truth = torch.as_tensor(np.asarray(label, dtype=np.float64)).expand_as(rows)
     inverse = 1.0 / torch.as_tensor(np.asarray(strength, dtype=np.float64))
+    if raw.ndim == 2:  # rows of weight 0 throughout have no part in anything
+        used = (rows > 0).any(dim=0)
+        raw, rows, truth = raw[used], rows[:, used], truth[:, used]
     parts = []
     step = max(1, _ENTRIES_AT_ONCE // raw.shape[-1])
     for some in (slice(start, start + step) for start in range(0, len(rows), step)):
