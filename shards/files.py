@@ -37,10 +37,15 @@ def write_json(path: Path, value: Any) -> None:
 def fresh_folder(folder: Path) -> Path:
     """An empty folder beside ``folder`` to fill and then publish."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.building")
-    shutil.rmtree(beside, ignore_errors=True)
+    discard_draft(folder)
+    beside = _draft(folder)
     beside.mkdir()
     return beside
+
+
+def discard_draft(folder: Path) -> None:
+    """Remove what a process began beside ``folder`` and did not publish."""
+    shutil.rmtree(_draft(folder), ignore_errors=True)
 
 
 def publish_folder(beside: Path, folder: Path) -> None:
@@ -58,6 +63,10 @@ def recover_folder(folder: Path) -> None:
     replaced = _replaced(folder)
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)
+
+
+def _draft(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.building")
 
 
 def _replaced(folder: Path) -> Path:
