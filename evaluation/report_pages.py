@@ -137,7 +137,6 @@ def _filled(template: str, contents: Sequence[Content], *, escape: bool) -> str:
     words = {name: value for name, value in vars(report_words).items() if not name.startswith("_")}
     environment.filters |= {
         "cell": report_words.table_cell,
-        "quantity": report_words.quantity,
         "settings": report_words.settings,
     }
     environment.globals |= words | {

@@ -38,7 +38,7 @@ PROVENANCE_TITLES = {
     "shards.modalities": "Modalities",
     "steps": "Steps",
     "scans_seen": "Scans seen",
-    "hours": "Wall time, h",
+    "hours": "Wall time",
     "world_size": "Processes",
     "device": "Device",
     "finished": "Finished",
@@ -189,6 +189,14 @@ def _counts(card: Mapping[str, Any]) -> str:
         of_them = f" ({positives:,} positive)" if positives is not None else ""
         parts.append(f"{n:,} {SPLIT_TITLES.get(split, split)}{of_them}")
     return ", ".join(parts)
+
+
+def provenance_value(field: str, value: str | float) -> str:
+    """A field of a provenance with its unit; a run shorter than an hour in minutes."""
+    if field == "hours":
+        hours = float(value)
+        return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    return str(value).upper() if field == "method" else quantity(value)
 
 
 def score_of_choice(selection: Mapping[str, Any]) -> str:

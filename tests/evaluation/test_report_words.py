@@ -10,6 +10,7 @@ from evaluation.report_words import (
     Footnotes,
     interval,
     number,
+    provenance_value,
     quantity,
     settings,
     signed,
@@ -40,6 +41,13 @@ def test_a_value_and_its_interval_have_the_same_digits() -> None:
     assert interval(-0.2, 0.1, 0.0) == "[\N{MINUS SIGN}0.200, 0.100]"
     assert signed(0.1) == "+0.100"
     assert signed(-0.1) == "\N{MINUS SIGN}0.100"
+
+
+def test_provenance_values_have_units() -> None:
+    assert provenance_value("hours", 0.0226) == "1.4 min"
+    assert provenance_value("hours", 12.25) == "12.2 h"
+    assert provenance_value("method", "mae") == "MAE"
+    assert provenance_value("scans_seen", 9600) == "9,600"
 
 
 def test_quantities_and_settings() -> None:
