@@ -1,0 +1,242 @@
+"""DICOM written with known truth comes back exactly; what cannot be placed names its fault."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shards.dicom import find_series, read_tree
+from shards.scan import ScanError, read_scan
+
+SHAPE = (5, 7, 6)
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def truth() -> np.ndarray:
+    return np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)
+
+
+def test_an_axial_ct(tmp_path: Path, series: Write, truth: np.ndarray) -> None:
+    """The file names run against the position, and the names alone."""
+    series(tmp_path / "a", truth)
+    scan = read_scan(tmp_path / "a")
+    np.testing.assert_array_equal(scan.voxels, truth)
+    assert scan.voxels.dtype == np.int16
+    assert scan.spacing_mm == (4.0, 2.0, 1.5)
+    assert (scan.modality, scan.subject) == ("CT", "PAT-1")
+
+
+def test_a_coronal_series_from_behind(tmp_path: Path, slice_file: Write) -> None:
+    """Columns run to the patient's left, rows down, slices from behind to the front."""
+    pixels = np.arange(5 * 4 * 3).reshape(5, 4, 3)
+    for number, one in enumerate(pixels):
+        slice_file(
+            tmp_path / f"a/{number}",
+            one,
+            position=(0, 100.0 - 3.0 * number, 50),
+            changes={"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "RescaleIntercept": 0},
+        )
+    scan = read_scan(tmp_path / "a")
+    assert scan.spacing_mm == (2.0, 3.0, 1.5)
+    np.testing.assert_array_equal(scan.voxels, pixels[::-1, ::-1].transpose(1, 0, 2))
+
+
+def test_each_slice_has_its_own_rescale(tmp_path: Path, slice_file: Write) -> None:
+    for number, slope in enumerate((0.5, 2.0, 1.25)):
+        slice_file(
+            tmp_path / f"a/{number}",
+            np.full((3, 4), 8),
+            position=(0, 0, 5.0 * number),
+            changes={"Modality": "MR", "RescaleSlope": slope, "RescaleIntercept": 1},
+        )
+    scan = read_scan(tmp_path / "a")
+    assert scan.voxels.dtype == np.float32
+    assert scan.voxels[:, 0, 0].tolist() == [5.0, 17.0, 11.0]
+
+
+def test_unsigned_pixels(tmp_path: Path, slice_file: Write) -> None:
+    high = np.full((3, 4), 40000, np.uint16)
+    for number in range(2):
+        slice_file(
+            tmp_path / f"a/{number}",
+            high.view(np.int16),
+            position=(0, 0, 5.0 * number),
+            changes={"PixelRepresentation": 0, "Modality": "MR", "RescaleIntercept": 0},
+        )
+    assert (read_scan(tmp_path / "a").voxels == 40000).all()
+
+
+def test_padding_becomes_air(tmp_path: Path, series: Write, truth: np.ndarray) -> None:
+    truth[:, 0, 0] = -3000
+    series(tmp_path / "a", truth, PixelPaddingValue=-3000 + 1024)
+    voxels = read_scan(tmp_path / "a").voxels
+    assert (voxels[:, 0, 0] == truth[truth > -3000].min()).all()
+    np.testing.assert_array_equal(voxels[:, 1:], truth[:, 1:])
+
+
+def test_only_known_words_leave_the_header(
+    tmp_path: Path, series: Write, truth: np.ndarray
+) -> None:
+    series(tmp_path / "a", truth, BodyPartExamined="CHEST", Manufacturer="GE MEDICAL SYSTEMS")
+    series(tmp_path / "b", truth, BodyPartExamined="SMITH", Manufacturer="Smith and Sons")
+    assert read_scan(tmp_path / "a").metadata == {
+        "body_part": "CHEST",
+        "manufacturer": "GE",
+        "slice_thickness_mm": 4.0,
+    }
+    assert read_scan(tmp_path / "b").metadata == {"slice_thickness_mm": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"SamplesPerPixel": 3}, "a colour image"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "secondary capture"),
+        ({"BurnedInAnnotation": "YES"}, "burned"),
+        ({"NumberOfFrames": 2}, "several frames"),
+        ({"PixelSpacing": None}, "valid PixelSpacing"),
+        ({"ImagePositionPatient": None}, "valid ImagePositionPatient"),
+        ({"ImageOrientationPatient": None}, "valid ImageOrientationPatient"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 2, 0]}, "valid ImageOrientationPatient"),
+        ({"RescaleIntercept": None}, "without a rescale"),
+        ({"Modality": "US"}, "a modality other than"),
+        ({"Modality": "PT", "Units": "BQML"}, "standardised uptake"),
+        ({"PixelData": None}, "without pixel data"),
+        ({"PixelData": b"\0" * 20}, "truncated"),
+        ({"PixelSpacing": [0.0, 1.0]}, "no length"),
+    ],
+)
+def test_what_is_no_scan_is_refused(
+    tmp_path: Path, series: Write, truth: np.ndarray, changes: dict[str, Any], reason: str
+) -> None:
+    series(tmp_path / "a", truth, **changes)
+    with pytest.raises(ScanError, match=reason):
+        read_scan(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("heights", "reason"),
+    [
+        ([0, 4, 8, 16, 20], "missing slice: a gap of 8.00 mm where 4.00 is usual"),
+        ([0, 4, 4, 8, 12], "two slices at the same position"),
+        ([0, 4, 8, 13, 17], "uneven slices: 4.00 to 5.00 mm"),
+    ],
+)
+def test_slices_that_leave_no_even_grid(
+    tmp_path: Path, slice_file: Write, truth: np.ndarray, heights: list[float], reason: str
+) -> None:
+    for number, height in enumerate(heights):
+        slice_file(tmp_path / f"a/{number}", truth[number], position=(0, 0, height), changes={})
+    with pytest.raises(ScanError, match=reason):
+        read_scan(tmp_path / "a")
+
+
+def test_gantry_tilt_and_jumps(tmp_path: Path, slice_file: Write, truth: np.ndarray) -> None:
+    for number in range(5):
+        place = (0, 0.5 * number, 4.0 * number)
+        slice_file(tmp_path / f"tilt/{number}", truth[number], position=place, changes={})
+        place = (30.0 * (number == 2), 0, 4.0 * number)
+        slice_file(tmp_path / f"jump/{number}", truth[number], position=place, changes={})
+    with pytest.raises(ScanError, match="gantry tilt"):
+        read_scan(tmp_path / "tilt")
+    with pytest.raises(ScanError, match="shifted"):
+        read_scan(tmp_path / "jump")
+
+
+def test_orientations_of_one_series_are_kept_apart(
+    tmp_path: Path, series: Write, slice_file: Write, truth: np.ndarray
+) -> None:
+    series(tmp_path / "a", truth)
+    sagittal = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    slice_file(tmp_path / "a/scout", truth[0], position=(0, 0, 0), changes=sagittal)
+    assert sorted(len(one.files) for one in find_series(tmp_path)) == [1, 5]
+    with pytest.raises(ScanError, match="2 DICOM series, expected one"):
+        read_scan(tmp_path / "a")
+
+
+def test_copies_of_a_series_and_a_series_in_two_folders(
+    tmp_path: Path, series: Write, truth: np.ndarray
+) -> None:
+    series(tmp_path / "a", truth)
+    parts = sorted((tmp_path / "a").iterdir())
+    for folder, files in (("copy", parts), ("moved", parts[:2])):
+        (tmp_path / folder).mkdir()
+        for path in files:
+            (tmp_path / folder / path.name).write_bytes(path.read_bytes())
+    assert [len(one.files) for one in find_series(tmp_path)] == [5, 5, 2]
+    for path in parts[:2]:
+        path.unlink()
+    (tmp_path / "copy").rename(tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    assert [len(one.files) for one in find_series(tmp_path)] == [5]
+
+
+def test_what_is_no_image_is_skipped(tmp_path: Path, series: Write, truth: np.ndarray) -> None:
+    series(tmp_path / "a", truth)
+    series(tmp_path / "b", truth[:1], Rows=None, PixelData=None)
+    (tmp_path / "a/notes.txt").write_text("hello")
+    tree = read_tree(tmp_path)
+    assert len(tree.series) == 1
+    assert [(path.name, why) for path, why in tree.skipped] == [
+        ("notes.txt", "not a DICOM file"),
+        ("IM001", "DICOM without an image"),
+    ]
+
+
+def test_truncated_files(tmp_path: Path, series: Write, truth: np.ndarray) -> None:
+    """Cut anywhere behind the header, a slice is refused; cut in the header, it is no image."""
+    for share in (0.99, 0.9, 0.6):
+        folder = tmp_path / str(share)
+        series(folder, truth)
+        path = folder / "IM003"
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ScanError):
+            read_scan(folder)
+
+
+def test_too_few_slices_and_a_single_one(tmp_path: Path, series: Write, truth: np.ndarray) -> None:
+    series(tmp_path / "a", truth)
+    with pytest.raises(ScanError, match="5 slices, the recipe asks for 6"):
+        read_scan(tmp_path / "a", min_slices=6)
+    series(tmp_path / "one", truth[:1])
+    assert read_scan(tmp_path / "one").spacing_mm == (4.0, 2.0, 1.5)
+    series(tmp_path / "unknown", truth[:1], SliceThickness=None)
+    with pytest.raises(ScanError, match="without thickness"):
+        read_scan(tmp_path / "unknown")
+
+
+def test_the_recipe_and_the_header_must_agree(
+    tmp_path: Path, series: Write, truth: np.ndarray
+) -> None:
+    series(tmp_path / "a", truth)
+    with pytest.raises(ScanError, match="the header says CT, the recipe says MR"):
+        read_scan(tmp_path / "a", modality="MR")
+
+
+@pytest.mark.real
+def test_real_series_agree_with_their_ground_truth(real_data: Path) -> None:
+    """Voxel for voxel; spacing to 1e-5 mm. The NIfTI files were made by another program."""
+    root = real_data / "dicom"
+    compared, refused = 0, {}
+    for one in read_tree(root).series:
+        folder = one.files[0].parent
+        try:
+            scan = read_scan(folder)
+        except ScanError as error:
+            refused[folder.relative_to(root).as_posix()] = str(error)
+            continue
+        for path in folder.parent.glob(f"{folder.name}_ground_truth*.nii.gz"):
+            expected = read_scan(path, modality="MR")
+            np.testing.assert_array_equal(scan.voxels, expected.voxels)
+            np.testing.assert_allclose(scan.spacing_mm, expected.spacing_mm, atol=1e-5)
+            compared += 1
+    assert compared == 28
+    assert refused == {
+        "d2n_ge/001_single_slice": "a single slice without thickness: its geometry is unknown",
+        "d2n_generic/rgb/001": "a colour image, not a scan of one intensity",
+    }
+    with pytest.raises(ScanError, match="colour"):
+        read_scan(root / "d2n_generic/rgb/001_ground_truth.nii.gz", modality="MR")
