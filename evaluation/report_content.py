@@ -56,6 +56,7 @@ PROVENANCE_FIELDS = (
     "versions.torch",
     "versions.deepspeed",
 )
+RECONSTRUCTION = ("original", "masked", "reconstruction")
 CHECK_FIELDS = ("task", "check", "model", "passed", "count", "detail")
 SKIPPED_FIELDS = ("model", "protocol", "reason")
 SELECTION_FIELDS = ("model", "protocol", "chosen", "grid")
@@ -95,7 +96,6 @@ class Content:
     title: str
     date: str | None
     split: str
-    test_opened: str | None
     recipe_digest: str
     seed: int
     num_bootstraps: int
@@ -139,13 +139,12 @@ def _content(folder: Path, run: Mapping[str, Any]) -> Content:
     models = tuple(_model(name, entry) for name, entry in run["models"].items())
     leakage = store.read_leakage(folder)
     backbones = [model.name for model in models if model.kind == "backbone"]
-    pictures = {name: _pictures(folder, f"{name}_reconstructions") for name in backbones}
+    pictures = {name: _reconstructions(folder, name) for name in backbones}
     return Content(
         name=run["name"],
         title=run["title"],
         date=run["date"],
         split=run["split"],
-        test_opened=run.get("test_opened"),
         recipe_digest=run["recipe_digest"],
         seed=run["seed"],
         num_bootstraps=run["num_bootstraps"],
@@ -242,6 +241,18 @@ def _table(
 def _pictures(folder: Path, name: str) -> dict[str, NDArray[np.float32]]:
     path = folder / "pictures" / f"{name}.npz"
     return _named(path, lambda: store.read_pictures(folder, name))
+
+
+def _reconstructions(folder: Path, model: str) -> dict[str, NDArray[np.float32]]:
+    arrays = _pictures(folder, f"{model}_reconstructions")
+    shapes = [arrays[name].shape if name in arrays else None for name in RECONSTRUCTION]
+    if arrays and (None in shapes or len(set(shapes)) > 1):
+        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise store.StoreError(
+            f"{folder}/pictures/{model}_reconstructions.npz: expected {', '.join(RECONSTRUCTION)} "
+            f"of one shape, found {found}; run python -m evaluation.run again"
+        )
+    return arrays
 
 
 def _named(path: Path, read: Callable[[], Loaded]) -> Loaded:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import report_figures, report_words
-from evaluation.report_content import Content, Task
+from evaluation.report_content import RECONSTRUCTION, Content, Task
 from evaluation.report_tables import ModelScores, Score
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -116,10 +116,9 @@ def _caption(label: str) -> str:
 
 def triptychs(arrays: Mapping[str, NDArray[np.float32]]) -> list[list[tuple[str, str]]]:
     """Of each scan its original, masked and reconstructed slice as ``(caption, data address)``."""
-    captions = ("original", "masked", "reconstruction")
     return [
-        [(caption, report_figures.picture(one)) for caption, one in zip(captions, row, strict=True)]
-        for row in zip(*(arrays[caption] for caption in captions), strict=True)
+        [(name, report_figures.picture(one)) for name, one in zip(RECONSTRUCTION, row, strict=True)]
+        for row in zip(*(arrays[name] for name in RECONSTRUCTION), strict=True)
     ]
 
 

@@ -18,7 +18,7 @@ METRIC_TITLES = {
 PROTOCOL_TITLES = {
     "linear": "linear probe",
     "knn": "k-NN",
-    "rbf_svm": "RBF-SVM",
+    "svm": "RBF-SVM",
     "constant": "constant score",
     "few_shot": "few-shot",
 }
@@ -117,8 +117,7 @@ def split_note(content: Content) -> str:
     if "val" in splits:
         notes.append("Validation scores: the split on which C was chosen, so slightly optimistic.")
     if "test" in splits:
-        opened = f", opened on {content.test_opened}" if content.test_opened else ""
-        notes.append(f"Test scores{opened}: every choice was made on validation.")
+        notes.append("Test scores: every choice was made on validation.")
     if CROSS_VALIDATION in splits:
         notes.append(
             "Where a cohort has no split: cross-validation by subject; a subject's score is the "

@@ -411,6 +411,11 @@ def _twice(path: Path) -> None:
     pd.concat([rows, rows]).to_parquet(path)
 
 
+def _without_masked(path: Path) -> None:
+    arrays = {name: one for name, one in store.read_arrays(path).items() if name != "masked"}
+    store.write_arrays(path, arrays)
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no run": ("run.json", Path.unlink, "run.json is missing"),
     "cut run": ("run.json", _cut, "cannot be read"),
@@ -421,6 +426,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "cut few-shot": ("few_shot/copd.parquet", _cut, "damaged"),
     "cut curve": ("curves/mae.json", _cut, "cannot be read"),
     "cut pictures": ("pictures/cohort.npz", _cut, ""),
+    "no masked": ("pictures/mae_reconstructions.npz", _without_masked, "expected original, masked"),
     "no leakage": ("leakage.json", Path.unlink, "cannot be read"),
 }
 
