@@ -18,6 +18,7 @@ from foundation.parameters import ParameterGroup
 from recipes.load import Section
 
 _BUCKET_ELEMENTS = 50_000_000
+_EXTENSION = "deepspeed_shm_comm"
 _COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -59,6 +60,21 @@ def check_engine(config: DeepSpeedConfig, *, method: str, has_gpu: bool) -> None
             "DeepSpeed builds a small C++ extension where there is no GPU, and no compiler was "
             f"found ({', '.join(_COMPILERS)}); install one, such as g++"
         )
+
+
+def compilation_ahead() -> str | None:
+    """What to tell whoever waits, where DeepSpeed has yet to build its extension; else None."""
+    # That there is no CUDA to compile for is no news on a machine without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    if any(root.rglob(f"{_EXTENSION}/{_EXTENSION}*.so")):
+        return None
+    told = "DeepSpeed compiles a small extension first, once: about a minute"
+    # A build that was killed leaves its lock, for which the next one would wait for ever.
+    locks = list(root.rglob(f"{_EXTENSION}/lock"))
+    return f"{told}; if no other job is compiling, delete {locks[0]}" if locks else told
 
 
 def deepspeed_dict(
@@ -123,12 +139,13 @@ def start_engine(
     """
     # A virtual environment that is not activated hides its ninja from the extension's build.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with _quietly():
-        import deepspeed
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    import deepspeed  # outside of the silence, which its logger would keep as its output
 
-        optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
-        if settings["zero_optimization"]["stage"] == 0:
-            _clip_at_step(optimizer, clip=clip)
+    optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
+    if settings["zero_optimization"]["stage"] == 0:
+        _clip_at_step(optimizer, clip=clip)
+    with _quietly():
         engine, *_ = deepspeed.initialize(
             model=method, optimizer=optimizer, config=settings, dist_init_required=False
         )
@@ -160,8 +177,6 @@ def _has_compiler() -> bool:
 
 @contextlib.contextmanager
 def _quietly() -> Any:
-    """Keep DeepSpeed's greetings off the console; its warnings and errors still come through."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    """Keep greetings off the console; DeepSpeed's warnings still come through its logger."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -20,6 +20,7 @@ from foundation.diary import Diary
 from foundation.engine import (
     DeepSpeedConfig,
     check_engine,
+    compilation_ahead,
     deepspeed_dict,
     start_engine,
 )
@@ -195,6 +196,8 @@ def announce(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -
         + (f"going on from step {begin}" if begin else "from the beginning"),
         flush=True,
     )
+    if ranks.device.type == "cpu" and (told := compilation_ahead()):
+        print(told, flush=True)
 
 
 def start(

@@ -1,0 +1,96 @@
+"""A run's folder knows which recipe and which shards it belongs to."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from foundation.runs import RunError, RunState, open_run
+from recipes.load import Section
+
+
+class Train(Section):
+    steps: int = 10
+    workers: int = 0
+
+
+class Recipe(Section):
+    name: str = "small"
+    out: str = "runs"
+    lr: float = 0.1
+    train: Train = Train()
+
+
+FRESH = RunState(finished=False, step=0, checkpoint=None)
+
+
+def open_small(
+    folder: Path,
+    recipe: Recipe | None = None,
+    *,
+    shards: str = "a" * 64,
+    world_size: int = 2,
+    if_changed: Literal["refuse", "restart"] = "refuse",
+    said: list[str] | None = None,
+) -> RunState:
+    return open_run(
+        folder,
+        recipe=recipe or Recipe(),
+        shards_digest=shards,
+        world_size=world_size,
+        if_changed=if_changed,
+        say=pytest.fail if said is None else said.append,
+    )
+
+
+def test_a_new_run_keeps_its_recipe(tmp_path: Path) -> None:
+    assert open_small(tmp_path / "small") == FRESH
+    assert "steps: 10" in (tmp_path / "small" / "recipe.yaml").read_text()
+    assert open_small(tmp_path / "small") == FRESH
+
+
+def test_each_changed_field_is_named(tmp_path: Path) -> None:
+    open_small(tmp_path / "small")
+    recipe = Recipe(lr=0.2, train=Train(steps=12, workers=4), out="elsewhere")
+    with pytest.raises(RunError) as caught:
+        open_small(tmp_path / "small", recipe, shards="b" * 64, world_size=4)
+    line = str(caught.value)
+    assert "shards (digest aaaaaaaa -> bbbbbbbb)" in line
+    assert "number of ranks (2 -> 4)" in line
+    assert "lr (0.1 -> 0.2)" in line
+    assert "train.steps (10 -> 12)" in line
+    assert "resume.if_changed=restart" in line
+    assert "workers" not in line
+    assert "elsewhere" not in line
+
+
+def test_workers_and_places_may_change(tmp_path: Path) -> None:
+    open_small(tmp_path / "small")
+    recipe = Recipe(train=Train(workers=4), out="elsewhere")
+    assert open_small(tmp_path / "small", recipe) == FRESH
+
+
+def test_restart_moves_the_old_run_aside(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2, 0.3):
+        said: list[str] = []
+        folder = tmp_path / "small"
+        state = open_small(folder, Recipe(lr=lr), if_changed="restart", said=said)
+        assert state == FRESH
+        (folder / "log.jsonl").write_text(f"{lr}")
+        assert len(said) == (lr > 0.1)
+    names = {path.name: (path / "log.jsonl").read_text() for path in tmp_path.iterdir()}
+    assert names == {"small": "0.3", "small.1": "0.1", "small.2": "0.2"}
+
+
+def test_a_finished_run_is_up_to_date_on_any_number_of_ranks(tmp_path: Path) -> None:
+    open_small(tmp_path / "small")
+    (tmp_path / "small" / "backbone").mkdir()
+    assert open_small(tmp_path / "small", world_size=1).finished
+    with pytest.raises(RunError, match="lr"):
+        open_small(tmp_path / "small", Recipe(lr=0.2))
+
+
+def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "small" / "backbone").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"has no run\.json"):
+        open_small(tmp_path / "small", if_changed="restart")
