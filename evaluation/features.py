@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from evaluation.progress import progress
 from evaluation.store import read_arrays, write_arrays
 from evaluation.task import Task
 from recipes.load import digest
@@ -69,11 +69,11 @@ def extract_all(
     assert len({each.name for each in extractors}) == len(extractors)
     parts: dict[str, list[dict[str, NDArray[Any]]]] = {each.name: [] for each in extractors}
     with (
-        tqdm(total=len(rows), desc=title, unit="scan", disable=None) as bar,
+        progress(title=title, unit="scan", total=len(rows)) as bar,
         ThreadPoolExecutor(_READERS) as pool,
     ):
         for chunk in (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)):
-            paths = {each.name: _cache_path(folder, each, chunk) for each in extractors}
+            paths = _cache_paths(folder, extractors, chunk)
             missing = [each for each in extractors if not paths[each.name].is_file()]
             if missing:
                 _fill(chunk, missing, paths, pool)
@@ -110,12 +110,18 @@ def fingerprint(where: str | None) -> list[Any]:
     return [path.name, member, marks]
 
 
-def _cache_path(folder: Path, extractor: Extractor, chunk: Sequence[CohortRow]) -> Path:
-    content = [
-        [row.subject, row.modality, fingerprint(row.scan), fingerprint(row.mask)] for row in chunk
-    ]
-    made_by = digest({"extractor": extractor.digest, "view": extractor.spacing_mm})
-    return folder / f"{extractor.name}-{made_by[:16]}" / f"{digest(content)[:24]}.npz"
+def _cache_paths(
+    folder: Path, extractors: Sequence[Extractor], chunk: Sequence[CohortRow]
+) -> dict[str, Path]:
+    """Where each extractor's arrays of a chunk are: a name for what they are made of."""
+    content = digest(
+        [[row.subject, row.modality, fingerprint(row.scan), fingerprint(row.mask)] for row in chunk]
+    )
+    paths = {}
+    for each in extractors:
+        made_by = digest({"extractor": each.digest, "view": each.spacing_mm})
+        paths[each.name] = folder / f"{each.name}-{made_by[:16]}" / f"{content[:24]}.npz"
+    return paths
 
 
 def _fill(

@@ -4,6 +4,7 @@ Whatever is fitted (imputation, PCA) is fitted on the training rows it is handed
 them. The cheap extractors here run in the same pass over the scans as the backbones.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,14 @@ def voxel_extractor(config: VoxelFloor) -> Extractor:
 
 
 def pca_features(voxels: NDArray[np.float32], *, num_components: int) -> Callable[[Rows], Floats]:
-    """Principal components of raw voxels, fitted on the training rows."""
+    """Principal components of raw voxels, fitted on the training rows.
+
+    The last fit is kept: several protocols in a row ask for the same rows.
+    """
+
+    @functools.lru_cache(maxsize=1)
+    def fitted(train: bytes) -> Floats:
+        return fit_and_transform(np.frombuffer(train, dtype=np.int64))
 
     def fit_and_transform(train: Rows) -> Floats:
         from sklearn.decomposition import PCA
@@ -97,7 +105,7 @@ def pca_features(voxels: NDArray[np.float32], *, num_components: int) -> Callabl
         values: Floats = pca.transform(voxels).astype(np.float64)
         return values
 
-    return fit_and_transform
+    return lambda train: fitted(train.astype(np.int64).tobytes())
 
 
 def clinical_features(task: Task, columns: Sequence[str]) -> Callable[[Rows], Floats]:

@@ -15,7 +15,7 @@ from evaluation.task import Task
 from shards.cohort import CohortRow
 from shards.scan import read_scan
 
-_PER_LABEL = 2
+_PER_LABEL = 1
 
 
 def cohort_slices(task: Task) -> dict[str, NDArray[np.float32]]:

@@ -84,7 +84,12 @@ def main(config: EvaluationConfig) -> None:
         return
     arrays = _extract(folder, inputs)
     _check_leakage(folder, inputs, arrays)
-    scores = [_score(config, folder, task, inputs, arrays[task.card.name]) for task in inputs.tasks]
+    scores = [_score(config, task, inputs, arrays[task.card.name]) for task in inputs.tasks]
+    store.clear(folder)
+    for each in scores:
+        store.write_predictions(folder, each.task, each.predictions)
+        if each.few_shot is not None:
+            store.write_few_shot(folder, each.task, each.few_shot, each.draws)
     _store_pictures(config, folder, inputs)
     notes = [_split_note(config)]
     if config.test == "open":
@@ -94,6 +99,11 @@ def main(config: EvaluationConfig) -> None:
 
 
 def _load(config: EvaluationConfig) -> Inputs:
+    if config.backbones and not config.pseudonym_key.is_file():
+        raise ValueError(
+            f"{config.pseudonym_key}: no such key; overlap with pretraining is proved by the key "
+            "the shards were made with, name that one as pseudonym_key"
+        )
     key = load_key(config.pseudonym_key)
     tasks = [load_task(path, data_root=config.data_root, key=key) for path in config.tasks]
     device = config.device
@@ -122,10 +132,9 @@ def _load(config: EvaluationConfig) -> Inputs:
 
 
 def _is_up_to_date(folder: Path, inputs_digest: str) -> bool:
-    try:
-        return bool(store.read_run(folder).get("inputs_digest") == inputs_digest)
-    except store.StoreError:
+    if not store.is_complete(folder):
         return False
+    return bool(store.read_run(folder)["inputs_digest"] == inputs_digest)
 
 
 def _code_digest() -> str:
@@ -172,21 +181,16 @@ def _check_leakage(
 
 def _score(
     config: EvaluationConfig,
-    folder: Path,
     task: Task,
     inputs: Inputs,
     arrays: Mapping[str, Mapping[str, Any]],
 ) -> TaskScores:
-    scores = score_task(
+    return score_task(
         task,
         candidates(task, inputs.entries, arrays),
         few_shot=config.few_shot,
         open_test=config.test == "open",
     )
-    store.write_predictions(folder, task.card.name, scores.predictions)
-    if scores.few_shot is not None:
-        store.write_few_shot(folder, task.card.name, scores.few_shot, scores.draws)
-    return scores
 
 
 def _store_pictures(config: EvaluationConfig, folder: Path, inputs: Inputs) -> None:

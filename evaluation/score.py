@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from evaluation import few_shot as few_shots
 from evaluation.few_shot import Draws, FewShotConfig
 from evaluation.models import Candidate
+from evaluation.progress import progress
 from evaluation.protocols import Outcome, evaluate
 from evaluation.statistics import bootstrap_interval, measure
 from evaluation.store import FEW_SHOT_COLUMNS, PREDICTION_COLUMNS
@@ -85,7 +84,9 @@ def score_task(
     rows: list[tuple[Any, ...]] = []
     selections = []
     jobs = [(model, estimator) for model, each in models.items() for estimator in each.estimators]
-    for model, estimator in tqdm(jobs, desc=f"scores of {name}", unit="probe", disable=None):
+    for model, estimator in progress(
+        jobs, title=f"scores of {name}", unit="probe", total=len(jobs)
+    ):
         outcome = evaluate(task, models[model].features, estimator, open_test=open_test)
         rows += _prediction_rows(task, model, estimator.name, outcome)
         about = {"task": name, "model": model, "protocol": estimator.name}
@@ -151,7 +152,9 @@ def _few_shot_rows(
     split: str,
 ) -> Iterator[tuple[Any, ...]]:
     able = {name: each.few_shot for name, each in models.items() if each.few_shot is not None}
-    bar = tqdm(able.items(), desc=f"few-shot of {task.card.name}", unit="model", disable=None)
+    bar = progress(
+        able.items(), title=f"few-shot of {task.card.name}", unit="model", total=len(able)
+    )
     for name, features in bar:
         for k, number, score in few_shots.score_draws(task, features, draws, config, split=split):
             yield name, k, number, score

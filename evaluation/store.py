@@ -43,6 +43,23 @@ def write_run(store: Path, run: Mapping[str, Any]) -> None:
     write_json(store / "run.json", {"schema_version": SCHEMA_VERSION, **run})
 
 
+def clear(store: Path) -> None:
+    """Take away what a former run stored, ``run.json`` first; cached features stay."""
+    (store / "run.json").unlink(missing_ok=True)
+    for folder in ("predictions", "few_shot", "curves", "pictures"):
+        for path in (store / folder).glob("*"):
+            path.unlink()
+
+
+def is_complete(store: Path) -> bool:
+    """Whether the predictions of every task that ``run.json`` names are there."""
+    try:
+        tasks = read_run(store)["tasks"]
+    except StoreError:
+        return False
+    return all((store / "predictions" / f"{task}.parquet").is_file() for task in tasks)
+
+
 def read_run(store: Path) -> dict[str, Any]:
     """Read ``run.json``.
 

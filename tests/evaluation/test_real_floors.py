@@ -1,0 +1,56 @@
+"""Floors on real scans, on validation only: a test split is never read here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation.features import extract_all, pool_by_subject
+from evaluation.models import candidates, floor_entries, task_extractors
+from evaluation.protocols import evaluate
+from evaluation.statistics import measure
+from evaluation.task import Task, load_task
+
+pytestmark = pytest.mark.real
+
+
+def _score(task: Task, folder: Path, model: str, protocol: int = 0) -> float:
+    extractors = task_extractors(task, floor_entries([task]))
+    found = extract_all(task.candidates, extractors, folder=folder, title=task.card.name)
+    arrays: dict[str, dict[str, Any]] = {
+        name: {key: pool_by_subject(task, task.candidates, values) for key, values in each.items()}
+        for name, each in found.items()
+    }
+    candidate = candidates(task, {}, arrays)[model]
+    outcome = evaluate(task, candidate.features, candidate.estimators[protocol], open_test=False)
+    ((split, score),) = outcome.scores.items()
+    assert split in ("val", "cv")
+    return measure(task.label[task.rows(split)], score, task.card.metric)
+
+
+@pytest.fixture
+def real_task(real_data: Path, project: Path, monkeypatch: Any) -> Any:
+    monkeypatch.chdir(project)
+    return lambda name: load_task(f"recipes/tasks/{name}.yaml", data_root=real_data, key=b"k" * 32)
+
+
+def test_adrenal_28(real_task: Any, tmp_path: Path) -> None:
+    task = real_task("adrenal_28")
+    assert [len(task.rows(split)) for split in ("train", "val", "test")] == [1188, 98, 298]
+    assert 0.55 < _score(task, tmp_path, "volume") < 0.85
+    assert 0.75 < _score(task, tmp_path, "voxels") < 0.95
+    assert 0.75 < _score(task, tmp_path, "voxels", protocol=1) < 0.95
+
+
+def test_hippocampus_volume(real_task: Any, tmp_path: Path) -> None:
+    task = real_task("hippocampus_volume")
+    assert len(np.unique(task.subjects)) == 260
+    assert 0.2 < _score(task, tmp_path, "voxels") < 0.9
+
+
+def test_sarcoma_metastasis(real_task: Any, tmp_path: Path) -> None:
+    task = real_task("sarcoma_metastasis")
+    assert (len(task.label), task.label.sum()) == (51, 19)
+    assert 0.5 < _score(task, tmp_path, "clinical") < 0.9
+    assert 0.6 < _score(task, tmp_path, "mask") < 0.95

@@ -1,0 +1,194 @@
+"""The whole command on a tiny cohort, with published toy backbones."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation import store
+from evaluation.leakage import LeakageError
+from evaluation.run import EvaluationConfig, main
+from evaluation.statistics import measure
+from evaluation.task import TaskError
+from foundation.backbone import BackboneError
+from recipes.load import parse
+from shards.codec import source_digest
+from shards.scan import read_scan
+
+
+@pytest.fixture
+def config(place: Any) -> Callable[..., EvaluationConfig]:
+    def build(**changes: Any) -> EvaluationConfig:
+        tree = {
+            "name": "tiny",
+            "title": "Tiny",
+            "data_root": str(place.data),
+            "out": str(place.root / "stores"),
+            "pseudonym_key": str(place.key_path),
+            "backbones": {"mae": str(place.root / "runs" / "mae" / "backbone")},
+            "random_init": {"seeds": [0]},
+            "tasks": [str(place.card())],
+            "few_shot": {"shots": [1, 4, 32], "num_draws": 5},
+            "num_bootstraps": 50,
+            "ledger": str(place.root / "openings.jsonl"),
+            "device": "cpu",
+            **changes,
+        }
+        return parse(tree, EvaluationConfig, where="test")
+
+    return build
+
+
+def _cards(place: Any) -> list[str]:
+    return [
+        str(place.card()),
+        str(place.card(name="size", kind="regression", label={"column": "size"})),
+        str(place.card(name="folds", protocol={"repeated_cv": {"folds": 3, "repeats": 2}})),
+    ]
+
+
+def test_the_whole_command(place: Any, config: Any, capsys: Any) -> None:
+    folder = place.backbone("mae")
+    log = [{"step": step, "loss": 1 / step, "wall_s": step / 10} for step in (1, 2, 3)]
+    (folder.parent / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (folder.parent / "pictures").mkdir()
+    np.savez(folder.parent / "pictures" / "reconstructions.npz", original=np.zeros((1, 3, 4), "f4"))
+    main(config(tasks=_cards(place)))
+    where = place.root / "stores" / "tiny"
+    run = store.read_run(where)
+    assert (run["split"], run["date"]) == ("val", "2026-02-03")
+    assert run["tasks"]["bright"]["n"] == {"train": 40, "val": 16, "test": 16}
+    assert run["tasks"]["bright"]["positives"] == {"train": 20, "val": 8, "test": 8}
+    assert run["tasks"]["folds"]["n"] == {"cv": 72}
+    assert run["models"]["mae"]["kind"] == "backbone"
+    assert "subjects" not in run["models"]["mae"]["provenance"]
+    assert {"random_mae_0", "constant", "voxels", "clinical", "clinical_mask"} < set(run["models"])
+    rows = store.read_predictions(where, "bright")
+    assert set(rows["split"]) == {"val"}
+    assert set(rows["subject"]) == {
+        place.pseudonym(row["subject"]) for row in place.rows() if row["split"] == "val"
+    }
+    pairs = set(zip(rows["model"], rows["protocol"], strict=True))
+    assert {("mae", "linear"), ("mae", "knn"), ("voxels", "svm"), ("constant", "constant")} < pairs
+    voxels = rows[(rows["model"] == "voxels") & (rows["protocol"] == "linear")]
+    assert measure(voxels["label"], voxels["score"], "auroc") > 0.9
+    assert set(store.read_predictions(where, "folds")["split"]) == {"cv"}
+    assert set(store.read_few_shot(where, "bright")["shots"]) == {1, 4}
+    assert store.read_few_shot(where, "size") is None
+    reasons = {(each["task"], each["reason"].split(":")[0]) for each in run["skipped"]}
+    assert ("bright", "32 shots") in reasons
+    assert ("size", "few-shot draws are per class; this is a regression") in reasons
+    assert store.read_curves(where)["mae"]["loss"] == [1.0, 0.5, 1 / 3]
+    assert store.read_pictures(where, "mae_reconstructions")["original"].shape == (1, 3, 4)
+    assert store.read_pictures(where, "cohort")["bright__1__0"].shape == (9, 11)
+    assert store.read_leakage(where)["passed"] is True
+    assert not (place.root / "openings.jsonl").exists()
+    assert "stored in" in capsys.readouterr().out
+    for path in where.rglob("*"):
+        assert path.is_dir() or b"patient" not in path.read_bytes(), path
+
+
+def test_a_second_run_is_up_to_date_and_a_changed_backbone_is_not(
+    place: Any, config: Any, capsys: Any
+) -> None:
+    place.backbone("mae")
+    main(config())
+    run = place.root / "stores" / "tiny" / "run.json"
+    before = run.stat().st_mtime_ns
+    capsys.readouterr()
+    main(config())
+    assert "up to date" in capsys.readouterr().out
+    assert run.stat().st_mtime_ns == before
+    place.backbone("mae", steps=2)
+    main(config())
+    assert run.stat().st_mtime_ns != before
+
+
+def test_the_same_inputs_give_the_same_bytes(place: Any, config: Any) -> None:
+    place.backbone("mae")
+    main(config())
+    main(config(name="twin"))
+    one, two = (place.root / "stores" / name for name in ("tiny", "twin"))
+    for path in sorted(one.rglob("*")):
+        if path.is_file() and path.name != "run.json":
+            assert path.read_bytes() == (two / path.relative_to(one)).read_bytes(), path
+
+
+def test_opening_the_test_split_once(place: Any, config: Any, capsys: Any) -> None:
+    place.backbone("mae")
+    main(config())
+    where, ledger = place.root / "stores" / "tiny", place.root / "openings.jsonl"
+    closed = store.read_run(where)
+    main(config(test="open"))
+    opened = store.read_run(where)
+    assert opened["split"] == "test"
+    chosen = [[each["chosen"] for each in run["selections"]] for run in (closed, opened)]
+    assert chosen[0] == chosen[1]
+    (line,) = [json.loads(text) for text in ledger.read_text().splitlines()]
+    assert line["recipe_digest"] == opened["recipe_digest"] == closed["recipe_digest"]
+    first = line["scores"]["bright"][0]
+    assert set(first) == {"model", "protocol", "metric", "score", "interval", "n"}
+    assert first["n"] == 16
+    assert set(store.read_predictions(where, "bright")["split"]) == {"val", "test"}
+    main(config())
+    capsys.readouterr()
+    main(config(test="open"))
+    assert f"was opened on {line['date']}" in capsys.readouterr().out
+    assert len(ledger.read_text().splitlines()) == 1
+
+
+def test_a_backbone_that_saw_a_scored_subject_stops_the_run(place: Any, config: Any) -> None:
+    tested = next(row for row in place.rows() if row["split"] == "test")
+    place.backbone("mae", subjects=[place.pseudonym(tested["subject"])])
+    with pytest.raises(LeakageError, match="scored subjects are in the pretraining shards"):
+        main(config())
+    where = place.root / "stores" / "tiny"
+    assert store.read_leakage(where)["passed"] is False
+    assert not (where / "run.json").exists()
+    assert not (where / "predictions").exists()
+
+
+def test_a_backbone_that_saw_a_scored_scan_stops_the_run(place: Any, config: Any) -> None:
+    tested = next(row for row in place.rows() if row["split"] == "val")
+    scan = read_scan(place.data / tested["scan"], modality="MR")
+    place.backbone("mae", source_digests=[source_digest(scan)])
+    with pytest.raises(LeakageError, match="voxels of a pretraining scan"):
+        main(config())
+
+
+def test_a_copied_scan_across_splits_stops_the_run(place: Any, config: Any) -> None:
+    place.backbone("mae")
+    scans = place.data / "scans"
+    (scans / "011_scan.nii").write_bytes((scans / "000_scan.nii").read_bytes())
+    with pytest.raises(LeakageError, match="same voxels in two splits"):
+        main(config())
+
+
+def test_a_missing_key_cannot_prove_anything(place: Any, config: Any) -> None:
+    place.backbone("mae")
+    with pytest.raises(ValueError, match="the key the shards were made with"):
+        main(config(pseudonym_key=str(place.root / "other_key")))
+
+
+def test_what_a_user_can_get_wrong_is_one_line(place: Any, config: Any) -> None:
+    with pytest.raises(BackboneError, match="is no folder"):
+        main(config())
+    place.backbone("mae")
+    place.rewrite(lambda row: {**row, "bright": "0"} if row["split"] == "test" else row)
+    with pytest.raises(TaskError, match="the test split has one class"):
+        main(config())
+
+
+def test_the_command_ends_in_one_line(place: Any, project: Path) -> None:
+    import subprocess
+
+    recipe = place.write("evaluation", {"name": "x", "titel": "X"})
+    words = [sys.executable, "-m", "evaluation.run", str(recipe)]
+    ended = subprocess.run(words, cwd=project, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "did you mean 'title'" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
