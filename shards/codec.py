@@ -19,6 +19,7 @@ CHUNK = 64
 BLOCK = 32
 MAX_SPREADS = 64  # of p00_5..p99_5: brighter outliers than this are clipped when quantised
 LEVELS = 65535
+CHUNK_HEADER_BYTES = 32
 
 
 class Stored(NamedTuple):
@@ -38,8 +39,13 @@ class ChunkChecksum(NamedTuple):
 
 
 class Checksums(NamedTuple):
-    """xxh3-64 (16 hex digits) of a frame's header and tables, and of each compressed chunk."""
+    """xxh3-64 (16 hex digits) of a frame's header and tables, and of each compressed chunk.
 
+    The shapes, in voxels, tell which chunks a crop touches before the frame is opened.
+    """
+
+    shape: tuple[int, int, int]
+    chunk_shape: tuple[int, int, int]
     table: str
     chunks: list[ChunkChecksum]
 
@@ -125,7 +131,7 @@ def checksums(frame: bytes | memoryview) -> Checksums:
         chunks.append(ChunkChecksum(offset, size, checksum))
         offset += size
     assert offset == stop, "a frame keeps its chunks in another order than expected"
-    return Checksums(_table_checksum(frame), chunks)
+    return Checksums(array.shape, array.chunks, _table_checksum(frame), chunks)
 
 
 def read_crop(
@@ -142,11 +148,11 @@ def read_crop(
     frame = memoryview(frame)
     if _table_checksum(frame) != expected.table:
         raise DamagedFrame("the header or the chunk table", 0)
-    array = blosc2.ndarray_from_cframe(frame, copy=False)
-    for number in _touched(array.shape, array.chunks, start, stop):
+    for number in _touched(expected.shape, expected.chunk_shape, start, stop):
         offset, size, checksum = expected.chunks[number]
         if xxhash.xxh3_64_hexdigest(frame[offset : offset + size]) != checksum:
             raise DamagedFrame(f"chunk {number} of {len(expected.chunks)}", offset)
+    array = blosc2.ndarray_from_cframe(frame, copy=False)
     window = tuple(slice(first, last) for first, last in zip(start, stop, strict=True))
     return np.asarray(array[window])
 
@@ -177,12 +183,12 @@ def _body(frame: memoryview) -> tuple[int, int]:
 
 
 def _table_checksum(frame: memoryview) -> str:
-    """xxh3-64 of all but the chunks: header, offset table and trailer."""
+    """xxh3-64 of what opening reads: header, offset table, trailer, the first chunk's header."""
     import xxhash
 
     start, stop = _body(frame)
     state = xxhash.xxh3_64()
-    state.update(frame[:start])
+    state.update(frame[: min(start + CHUNK_HEADER_BYTES, stop)])
     state.update(frame[stop:])
     digest: str = state.hexdigest()
     return digest

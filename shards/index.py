@@ -143,5 +143,10 @@ def _sample(shard: str, entry: Mapping[str, Any]) -> Sample:
         split=scan["split"],
         source_digest=scan["source_digest"],
         members={name: Member(**member) for name, member in entry["members"].items()},
-        checksums=Checksums(sums["table"], [ChunkChecksum(*chunk) for chunk in sums["chunks"]]),
+        checksums=Checksums(
+            shape=tuple(sums["shape"]),
+            chunk_shape=tuple(sums["chunk_shape"]),
+            table=sums["table"],
+            chunks=[ChunkChecksum(*chunk) for chunk in sums["chunks"]],
+        ),
     )
