@@ -6,7 +6,7 @@ later, in batches on the device.
 
 import mmap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,14 +166,21 @@ def crop_batches(
         DamagedShard: At the first scan that is not what was written.
     """
     batches = _Batches(ShardReader(folder), crop_shape, micro_batch, seed, rank, world_size)
-    loader: DataLoader[CropBatch] = DataLoader(
+    loader: DataLoader[CropBatch | DamagedShard] = DataLoader(
         batches,
         sampler=_Steps(start_step, stop_step),
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_unchanged,
     )
-    return iter(loader)
+    return _delivered(loader)
+
+
+def _delivered(batches: Iterable[CropBatch | DamagedShard]) -> Iterator[CropBatch]:
+    for batch in batches:
+        if isinstance(batch, DamagedShard):
+            raise batch
+        yield batch
 
 
 class _Steps(Sampler[int]):
@@ -189,8 +196,8 @@ class _Steps(Sampler[int]):
             step += 1
 
 
-class _Batches(Dataset[CropBatch]):
-    """Step -> batch of one rank."""
+class _Batches(Dataset[CropBatch | DamagedShard]):
+    """Step -> batch of one rank; damage is handed over whole, a worker's raise would bury it."""
 
     def __init__(
         self,
@@ -204,7 +211,13 @@ class _Batches(Dataset[CropBatch]):
         self._reader, self._crop_shape, self._seed = reader, crop_shape, seed
         self._micro_batch, self._rank, self._world_size = micro_batch, rank, world_size
 
-    def __getitem__(self, step: int) -> CropBatch:
+    def __getitem__(self, step: int) -> CropBatch | DamagedShard:
+        try:
+            return self._batch(step)
+        except DamagedShard as error:
+            return error
+
+    def _batch(self, step: int) -> CropBatch:
         began = time.perf_counter()
         first = (step * self._world_size + self._rank) * self._micro_batch
         positions = list(range(first, first + self._micro_batch))

@@ -164,8 +164,10 @@ def test_a_flipped_byte_is_never_delivered(shards: Path, tmp_path: Path) -> None
     (folder / sample.shard).write_bytes(content)
     with pytest.raises(DamagedShard, match=rf"{sample.shard}: {sample.key}.*at byte {place - 50}"):
         reader.read_volume(4)
-    with pytest.raises(DamagedShard):
-        _batches(folder)
+    for num_workers in (0, 1):
+        with pytest.raises(DamagedShard, match=rf"damaged at byte {place - 50}") as caught:
+            _batches(folder, num_workers=num_workers)
+        assert "\n" not in str(caught.value)
     assert reader.read_volume(0).shape == reader.samples[0].shape
 
 
