@@ -72,7 +72,7 @@ def test_progress_says_a_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_wandb_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     check_log(LogConfig())
     with pytest.raises(LogError, match="wandb is not installed"):
         check_log(LogConfig(wandb=True))

@@ -1,0 +1,264 @@
+"""The command itself, on two ranks: it resumes bit for bit, and stops in one line."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+
+from foundation.backbone import load_backbone
+from foundation.log import read_log
+from foundation.pretrain import PretrainConfig, make_plan
+from foundation.ranks import Ranks
+from recipes.load import RecipeError, load
+from shards.codec import encode
+from shards.files import write_json
+from shards.index import SCHEMA_VERSION
+from shards.intensity import intensity_statistics
+from shards.write import ShardWriter
+
+STEPS, EVERY, KILL_AFTER = 24, 4, 10
+ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten small scans of five subjects in two tars."""
+    folder = tmp_path_factory.mktemp("shards")
+    writer = ShardWriter(folder, shard_size_mb=0.15)
+    generator = np.random.default_rng(0)
+    subjects = [hashlib.sha256(bytes([number])).hexdigest()[:16] for number in range(5)]
+    for number in range(10):
+        shape = (18 + number, 26, 20)
+        voxels = generator.integers(-500, 500, shape).cumsum(axis=0).clip(-1000, 1000)
+        voxels = voxels.astype(np.int16)
+        record = {
+            "key": f"toy-{number}",
+            "shape": shape,
+            "spacing_mm": (3.0, 1.0, 1.5),
+            "modality": "CT",
+            "body_part": None,
+            "slope": 1.0,
+            "intercept": 0.0,
+            "statistics": intensity_statistics(voxels)._asdict(),
+            "foreground_box": [[0, size] for size in shape],
+            "subject": subjects[number // 2],
+            "source": "toy",
+            "split": "train",
+            "source_digest": hashlib.sha256(voxels.tobytes()).hexdigest(),
+        }
+        writer.add(f"toy-{number}", frame=encode(voxels), record=record)
+    source = {"name": "toy", "licence": "CC0-1.0", "source": "made up", "num_samples": 10}
+    dataset = {
+        "schema_version": SCHEMA_VERSION,
+        "name": "toy",
+        "digest": "d" * 64,
+        "num_samples": 10,
+        "num_subjects": 5,
+        "shards": writer.close(),
+        "sources": [source],
+        "modalities": {"CT": 10},
+        "spacing_mm": None,
+        "subjects": sorted(subjects),
+    }
+    write_json(folder / "dataset.json", dataset)
+    return folder
+
+
+def recipe(shards: Path, folder: Path, **method: dict) -> Path:
+    tree = {
+        "name": "small",
+        "shards": str(shards),
+        "out": str(folder / "runs"),
+        "vit": {"size": "toy", "patch_size": [8, 8, 4], "depth": 2, "drop_path_rate": 0.2},
+        "preprocessing": {"crop_shape": [16, 24, 12]},
+        "train": {"steps": STEPS, "global_batch": 8, "micro_batch": 2},
+        "optimiser": {"lr": 1e-3, "warmup_steps": 2, "clip": 1.0, "weight_decay_end": 0.1},
+        "deepspeed": {"stage": 1},
+        "checkpoint": {"every_steps": EVERY, "keep": 2},
+        **method,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def dino(shards: Path, folder: Path) -> Path:
+    section = {
+        "head": {"num_prototypes": 32, "hidden_dim": 24, "bottleneck_dim": 8},
+        "local_crops": {"num_crops": 2, "shape": [8, 8, 8]},
+        "freeze_last_layer_steps": 3,
+    }
+    return recipe(shards, folder, dino=section)
+
+
+def mae(shards: Path, folder: Path) -> Path:
+    section = {"decoder_embed_dim": 48, "decoder_depth": 1, "decoder_num_heads": 2}
+    return recipe(shards, folder, mae=section)
+
+
+def launch(path: Path, project: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*command, "--nproc-per-node", "2", "-m", "foundation.pretrain", str(path), *words],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(path: Path, project: Path, *words: str) -> str:
+    process = launch(path, project, *words)
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def kill_after(process: subprocess.Popen[str], log: Path, *, step: int) -> None:
+    """SIGKILL to every process of the job, in the middle of a step past ``step``."""
+    while not log.exists() or len(read_log(log)) < step:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.005)
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in everyone:
+        one.kill()
+    psutil.wait_procs(everyone)
+    process.communicate()
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    lines = read_log(folder / "runs" / "small" / "log.jsonl")
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(shards: Path, tmp_path: Path, project: Path) -> None:
+    """DINO, with drop path, a moving teacher and centre, two forwards an update, ZeRO stage 1."""
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    finish(dino(shards, tmp_path / "whole"), project)
+
+    path = dino(shards, tmp_path / "killed")
+    run = tmp_path / "killed" / "runs" / "small"
+    kill_after(launch(path, project), run / "log.jsonl", step=KILL_AFTER)
+    before = len(read_log(run / "log.jsonl"))
+    assert KILL_AFTER <= before < STEPS, "the kill came too late to mean anything"
+    newest = max((run / "checkpoints").glob("step-*"))
+    weights = next(newest.rglob("mp_rank_00_model_states.pt"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    said = finish(path, project)
+    assert f"skipped a checkpoint: {weights}" in said
+    begin = int(newest.name.removeprefix("step-")) - EVERY
+    assert f"going on from step {begin}" in said
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert [step for step, *_ in losses(tmp_path / "killed")] == list(range(1, STEPS + 1))
+    name = "runs/small/backbone/model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_finished_run_has_everything_and_is_not_run_again(
+    shards: Path, tmp_path: Path, project: Path
+) -> None:
+    path = mae(shards, tmp_path)
+    run = tmp_path / "runs" / "small"
+    out = finish(path, project, "train.steps=3")
+    assert out.splitlines()[0] == f"reads   {shards}: 10 scans of 5 subjects"
+    assert out.splitlines()[1] == f"writes  {run}"
+    assert out.splitlines()[-1] == f"backbone: {run / 'backbone'}"
+
+    backbone = load_backbone(run / "backbone")
+    assert backbone.provenance["shards"]["digest"] == "d" * 64
+    assert len(backbone.provenance["subjects"]) == 5
+    assert len(backbone.provenance["source_digests"]) == 10
+    assert backbone.provenance["scans_seen"] == 24
+    assert "toy-" not in json.dumps(backbone.provenance)
+    with np.load(run / "pictures" / "reconstructions.npz") as pictures:
+        assert set(pictures.files) == {"original", "masked", "reconstruction"}
+        for name in pictures.files:
+            assert pictures[name].shape == (6, 24, 12)
+            assert pictures[name].dtype == np.float32
+            assert pictures[name].min() >= 0
+            assert pictures[name].max() <= 1
+        hidden = pictures["masked"] != pictures["original"]
+        assert 0.5 < hidden.mean() < 0.9
+        visible = pictures["masked"] > 0
+        assert (pictures["reconstruction"] == pictures["original"])[visible].all()
+    line = read_log(run / "log.jsonl")[-1]
+    assert line["step"] == 3
+    assert set(line["seconds"]) >= {"read", "wait", "forward", "backward", "optimiser"}
+    assert line["tokens_per_s"] == pytest.approx(line["scans_per_s"] * 18, rel=1e-3)
+
+    # Alone, so that what it imports can be seen: the engine is not among it.
+    check = (
+        "import sys, foundation.pretrain as p; from recipes.load import load; "
+        f"p.main(load({str(path)!r}, p.PretrainConfig, ['train.steps=3'])); "
+        "assert 'deepspeed' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    again = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, env=environment, check=True
+    )
+    assert again.stdout.splitlines()[-1] == f"up to date: {run / 'backbone'}"
+
+
+def test_a_loss_that_is_no_number_stops_all_ranks_in_one_line(
+    shards: Path, tmp_path: Path, project: Path
+) -> None:
+    """A learning rate out of bounds; what was saved before stays, and is whole."""
+    path = mae(shards, tmp_path)
+    words = ("optimiser.lr=1e30", "optimiser.warmup_steps=0", "checkpoint.every_steps=1")
+    process = launch(path, project, *words)
+    _, err = process.communicate()
+    assert process.returncode != 0
+    told = [line for line in err.splitlines() if "not finite" in line]
+    assert len(told) == 1
+    assert told[0].startswith("error: after ")
+    assert (tmp_path / "runs" / "small" / "checkpoints" / "latest").exists()
+    assert not (tmp_path / "runs" / "small" / "backbone").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["preprocessing.crop_shape=[16,24,10]"], "multiple of patch_size"),
+        (["train.microbatch=2"], "unknown key 'train.microbatch', did you mean 'micro_batch'"),
+        (["dino={}"], "exactly one of the sections mae, dino; this one has mae and dino"),
+        (["mae=null"], "this one has none"),
+        (["name=a/b"], "name: "),
+    ],
+)
+def test_a_recipe_that_makes_no_sense(
+    shards: Path, tmp_path: Path, words: list[str], line: str
+) -> None:
+    with pytest.raises(RecipeError, match=line):
+        load(mae(shards, tmp_path), PretrainConfig, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["shards=nowhere"], "nowhere: no shards here"),
+        (["train.global_batch=7"], "7 scans are not a whole number of 2"),
+        (["preprocessing.spacing_mm=[3,1,1]"], r"\[3, 1, 1\] mm, but .* null"),
+        (["deepspeed.stage=3"], "stage: 3 is not supported"),
+        (["out=/dev/null/runs"], "cannot be written"),
+    ],
+)
+def test_a_job_that_cannot_run_is_refused_before_anything_is_built(
+    shards: Path, tmp_path: Path, words: list[str], line: str
+) -> None:
+    config = load(mae(shards, tmp_path), PretrainConfig, words)
+    with pytest.raises(ValueError, match=line) as caught:
+        make_plan(config, ranks=ALONE)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs" / "small").exists()
