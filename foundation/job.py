@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,15 +17,31 @@ class JobError(ValueError):
     """A job that could not finish, or would not do what its recipe says."""
 
 
-def accumulation_of(global_batch: int, *, micro_batch: int, world_size: int) -> int:
-    """Forwards of one update, so that every update sees ``global_batch`` scans."""
-    together = micro_batch * world_size
+class Portions(NamedTuple):
+    """How an update's scans are divided."""
+
+    micro_batch: int
+    """scans of one forward on one rank"""
+    accumulation: int
+    """forwards of one update"""
+
+
+def portions_of(global_batch: int, *, micro_batch: int | None, world_size: int) -> Portions:
+    """Divide an update's scans evenly; without ``micro_batch`` each rank takes its share at once.
+
+    Raises:
+        JobError: An update would not see ``global_batch`` scans.
+    """
+    together = world_size * (micro_batch or 1)
     if global_batch % together:
+        each = f"micro_batch {micro_batch} x " if micro_batch else ""
         raise JobError(
             f"train.global_batch: {global_batch} scans are not a whole number of {together} "
-            f"(micro_batch {micro_batch} x {world_size} ranks); change one of the three"
+            f"({each}{world_size} ranks); change one of them"
         )
-    return global_batch // together
+    share = global_batch // world_size
+    micro_batch = micro_batch or share
+    return Portions(micro_batch, share // micro_batch)
 
 
 def check_spacing(

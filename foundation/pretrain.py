@@ -26,11 +26,12 @@ from foundation.engine import (
 )
 from foundation.health import MicroBatch, finite_means, finite_norm
 from foundation.job import (
-    accumulation_of,
+    Portions,
     check_folder,
     check_space,
     check_spacing,
     device_name,
+    portions_of,
 )
 from foundation.log import LogConfig, RunLog, check_log
 from foundation.mae import Mae
@@ -61,7 +62,9 @@ class TrainConfig(Section):
 
     steps: int = Field(ge=1, description="updates of the weights")
     global_batch: int = Field(ge=1, description="scans of an update, over all ranks")
-    micro_batch: int = Field(ge=1, description="scans of one forward on one rank")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="scans of one forward on one rank; null: its whole share"
+    )
     workers: int = Field(default=0, ge=0, description="reading processes of each rank")
     timeout_s: float = Field(default=1800, gt=0, description="longest wait of a collective call")
 
@@ -109,7 +112,7 @@ class Plan(NamedTuple):
     """What rank 0 found before anything heavy is built."""
 
     state: RunState
-    accumulation: int
+    portions: Portions
     shards_digest: str
 
 
@@ -129,7 +132,7 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
     """Check everything that can be known before the job, and open the run's folder."""
     check_log(config.log)
     check_engine(config.deepspeed, method=config.method_name, has_gpu=ranks.device.type == "cuda")
-    accumulation = accumulation_of(
+    portions = portions_of(
         config.train.global_batch,
         micro_batch=config.train.micro_batch,
         world_size=ranks.world_size,
@@ -152,7 +155,7 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
     )
     if state.finished:
         print(f"up to date: {config.folder / BACKBONE}", flush=True)
-    return Plan(state, accumulation, dataset["digest"])
+    return Plan(state, portions, dataset["digest"])
 
 
 def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
@@ -191,7 +194,7 @@ def announce(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -
         f"model   {config.method_name}, {trained / 1e6:.2f} M trained parameters, backbone "
         f"{kept / 1e6:.2f} M, {config.tokens_per_scan} tokens a crop of {d} x {h} x {w}\n"
         f"job     {train.steps} steps of {train.global_batch} scans = {ranks.world_size} ranks x "
-        f"{train.micro_batch} x {plan.accumulation}, {device_name(ranks.device)}, "
+        f"{plan.portions.micro_batch} x {plan.portions.accumulation}, {device_name(ranks.device)}, "
         f"{config.deepspeed.precision}, ZeRO stage {config.deepspeed.stage}, "
         + (f"going on from step {begin}" if begin else "from the beginning"),
         flush=True,
@@ -207,8 +210,8 @@ def start(
     method.to(ranks.device)
     settings = deepspeed_dict(
         config.deepspeed,
-        micro_batch=config.train.micro_batch,
-        accumulation=plan.accumulation,
+        micro_batch=plan.portions.micro_batch,
+        accumulation=plan.portions.accumulation,
         world_size=ranks.world_size,
         clip=config.optimiser.clip,
         num_parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
@@ -250,9 +253,9 @@ def run_steps(
         tokens_per_scan=config.tokens_per_scan,
     )
     seen: list[MicroBatch] = []
-    start = plan.state.step * plan.accumulation
+    start = plan.state.step * plan.portions.accumulation
     for micro_step, batch in enumerate(batches, start=start):
-        step = micro_step // plan.accumulation
+        step = micro_step // plan.portions.accumulation
         diary.watch.lap("wait")
         set_schedules(config, engine=engine, method=method, step=step)
         loss, metrics = engine(batch._replace(volume=batch.volume.to(ranks.device)), step)
@@ -280,12 +283,12 @@ def stream(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> Iterator[Crop
     return crop_batches(
         config.shards,
         crop_shape=config.preprocessing.crop_shape,
-        micro_batch=config.train.micro_batch,
+        micro_batch=plan.portions.micro_batch,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        start_step=plan.state.step * plan.accumulation,
-        stop_step=config.train.steps * plan.accumulation,
+        start_step=plan.state.step * plan.portions.accumulation,
+        stop_step=config.train.steps * plan.portions.accumulation,
         num_workers=config.train.workers,
     )
 

@@ -6,15 +6,18 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from foundation.job import JobError, accumulation_of, check_folder, check_space, check_spacing
+from foundation.job import JobError, check_folder, check_space, check_spacing, portions_of
 
 SHARDS = Path("data/shards/small")
 
 
 def test_the_global_batch_is_divided_or_refused() -> None:
-    assert accumulation_of(48, micro_batch=4, world_size=3) == 4
+    assert portions_of(48, micro_batch=4, world_size=3) == (4, 4)
+    assert portions_of(48, micro_batch=None, world_size=3) == (16, 1)
     with pytest.raises(JobError, match=r"50 scans .* of 12 \(micro_batch 4 x 3 ranks\)"):
-        accumulation_of(50, micro_batch=4, world_size=3)
+        portions_of(50, micro_batch=4, world_size=3)
+    with pytest.raises(JobError, match=r"50 scans .* of 3 \(3 ranks\)"):
+        portions_of(50, micro_batch=None, world_size=3)
 
 
 @pytest.mark.parametrize(
