@@ -123,8 +123,8 @@ def _cross_validated(
             chosen,
         )  # fmt: skip
         for fold, score in zip(mine, scores, strict=True):
-            held_out = outer[fold][1]
-            total[held_out] += score[held_out] / cv.repeats
+            part, held_out = outer[fold]
+            total[held_out] += _at_one_prevalence(task, score[held_out], part) / cv.repeats
     grid = [
         {"features": name, **setting, "score": float(quality[candidate, :, index].mean()),
          "times_chosen": int((best == candidate * num_settings + index).sum())}
@@ -134,6 +134,27 @@ def _cross_validated(
     often = max(grid, key=lambda cell: cell["times_chosen"])
     chosen_most = {key: often[key] for key in often if key != "score"}
     return Outcome({"cv": total}, {**chosen_most, "num_fits": len(outer)}, grid)
+
+
+def _at_one_prevalence(task: Task, score: Floats, train: Rows) -> Floats:
+    """Probabilities as if every fold had been trained at the cohort's prevalence.
+
+    A fold that holds out a positive trains on one less, so its scores are lower: pooled as they
+    are, a constant would score far below .5. Shifting the log-odds by the prior takes that out and
+    leaves the order within a fold as it is.
+    """
+    if task.card.kind != "binary":
+        return score
+    inside = np.clip(score, 1e-9, 1 - 1e-9)
+    shift = _log_odds(task.label.mean()) - _log_odds(task.label[train].mean())
+    moved = 1.0 / (1.0 + np.exp(-(_log_odds(inside) + shift)))
+    # What is equal but for rounding is a tie.
+    same: Floats = np.round(moved, 12)
+    return same
+
+
+def _log_odds(probability: Floats) -> Floats:
+    return np.log(probability) - np.log1p(-probability)
 
 
 def _nested_folds(

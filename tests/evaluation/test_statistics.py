@@ -62,14 +62,14 @@ def test_bootstrap_equals_a_loop_over_scikit_learn() -> None:
     rng = np.random.default_rng(5)
     classes = [np.flatnonzero(label == level) for level in (0, 1)]
     values = []
-    for _ in range(1500):
+    for _ in range(600):
         rows = np.concatenate([rng.choice(members, len(members)) for members in classes])
         values.append(metrics.roc_auc_score(label[rows], score[rows]))
     expected = np.percentile(values, [2.5, 97.5])
     low, high = statistics.bootstrap_interval(
         label, score, statistics.auroc, num_bootstraps=4000, seed=1
     )
-    assert (low, high) == pytest.approx(expected, abs=0.015)  # Monte-Carlo error of both
+    assert (low, high) == pytest.approx(expected, abs=0.02)  # Monte-Carlo error of both
     assert low < statistics.auroc(label, score) < high
 
 
