@@ -216,7 +216,7 @@ def _paint_heart(canvas: Canvas, frame: Frame, body: Body, lesions: Lesions) -> 
 def aorta_path(body: Body) -> list[Point]:
     """Centre line of the aorta from the heart over the arch down to the belly."""
     x, y, z = heart_centre(body)
-    top, back = z + 82, body.depth - 48
+    top, back = z + 82, body.depth - body.fat_mm - 61
     return [
         (x - 22, y + 4, z + 22),
         (x - 28, y + 4, top - 16),
@@ -224,7 +224,7 @@ def aorta_path(body: Body) -> list[Point]:
         (17.0, back - 12, top - 10),
         (20.0, back, top - 30),
         (14.0, back, body.diaphragm - 20),
-        (4.0, back - 6, body.diaphragm - 170),
+        (4.0, back - 9, body.diaphragm - 170),
     ]
 
 
@@ -243,7 +243,7 @@ def _paint_vessels(canvas: Canvas, frame: Frame, pose: Pose, body: Body) -> Arra
         Tube((12, y, z + 30), (0, 6, hilum), (13, 12)),
         *(Tube((0, 6, hilum), (side * 42, 14, hilum - 4), (10, 6)) for side in (-1, 1)),
     ]
-    veins = [Tube((-20, 22, body.diaphragm - 10), (-14, 34, body.diaphragm - 170), (10, 10))]
+    veins = [Tube((-20, 14, body.diaphragm - 10), (-18, 8, body.diaphragm - 170), (10, 10))]
     covered = np.maximum(covered, canvas.fill(tubes(frame, grid, pose, blood), 44 + 200 * c))
     canvas.fill(tubes(frame, grid, pose, veins), 44 + 90 * c)
     carina = hilum + 22

@@ -21,7 +21,7 @@ from shards.phantom.space import Grid, field, region
 from shards.phantom.subject import DISEASES
 
 SUBJECTS = 5
-FROZEN = "f7d356ab4e04f8af61ebeb8c77c5da930db2a92925366c46b43640c9dd7af0f3"
+FROZEN = "699c3516db173b1d45974f15fded43e91a84e4db6cf6956f94d0b55f5bea3cc1"
 
 
 @pytest.fixture(scope="module")
