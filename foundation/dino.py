@@ -49,7 +49,7 @@ class DinoConfig(Section):
     head: HeadConfig = HeadConfig()
     student_temp: float = Field(default=0.1, gt=0)
     warmup_teacher_temp: float = Field(default=0.04, gt=0)
-    teacher_temp: float = Field(default=0.07, gt=0)
+    teacher_temp: float = Field(default=0.04, gt=0, description="up to 0.07 after a warm-up")
     warmup_teacher_temp_steps: int = Field(default=0, ge=0)
     momentum_teacher: float = Field(default=0.994, ge=0, le=1, description="rises to 1 by a cosine")
     center_momentum: float = Field(default=0.9, ge=0, lt=1)

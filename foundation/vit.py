@@ -46,6 +46,12 @@ class VitConfig(Section):
     num_registers: int = Field(default=4, ge=0)
     drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
     mlp_ratio: float = Field(default=4.0, gt=0)
+    position_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="strength of positions against content; a small backbone's class token hardly "
+        "differs between scans at 1, which lets DINO collapse: take 0.1 there, 1 for MAE",
+    )
     embed_dim: int | None = Field(default=None, ge=6)
     depth: int | None = Field(default=None, ge=1)
     num_heads: int | None = Field(default=None, ge=1)
@@ -98,12 +104,14 @@ class Vit3d(nn.Module):
         mlp_ratio: float,
         num_registers: int,
         drop_path_rate: float,
+        position_scale: float,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.in_chans = in_chans
         self.embed_dim = embed_dim
         self.num_registers = num_registers
+        self.position_scale = position_scale
         values = in_chans * patch_size[0] * patch_size[1] * patch_size[2]
         self.patch_embed = nn.Linear(values, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -135,7 +143,8 @@ class Vit3d(nn.Module):
             )
         grid = self.grid(volume.shape[2:])
         positions = sincos_positions(grid, embed_dim=self.embed_dim, device=volume.device)
-        return self.patch_embed(patchify(volume, patch_size=self.patch_size)) + positions
+        patches = self.patch_embed(patchify(volume, patch_size=self.patch_size))
+        return patches + self.position_scale * positions
 
     def forward(self, volume: Tensor, keep: Tensor | None = None) -> VitOutput:
         """Embed a batch of volumes.
@@ -170,6 +179,7 @@ def build_vit(config: VitConfig) -> Vit3d:
         mlp_ratio=config.mlp_ratio,
         num_registers=config.num_registers,
         drop_path_rate=config.drop_path_rate,
+        position_scale=config.position_scale,
     )
 
 

@@ -55,6 +55,19 @@ def test_positions_refuse_an_uneven_width() -> None:
         sincos_positions((2, 3, 5), embed_dim=100)
 
 
+def test_tokens_are_patches_plus_scaled_positions() -> None:
+    vit = build_vit(CONFIG.model_copy(update={"position_scale": 0.25}))
+    volume = torch.randn(2, 1, *SHAPE)
+    content = vit.patch_embed(patchify(volume, patch_size=PATCH))
+    want = content + 0.25 * sincos_positions((2, 3, 5), embed_dim=96)
+    torch.testing.assert_close(vit.tokens(volume), want, atol=1e-6, rtol=0)
+
+
+def test_a_wrong_number_of_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"takes 1 channels \(in_chans\), the volume has 2"):
+        build_vit(CONFIG)(torch.zeros(1, 2, *SHAPE))
+
+
 def test_output_shapes_and_final_norm() -> None:
     torch.manual_seed(0)
     vit = build_vit(CONFIG).eval()
