@@ -18,10 +18,9 @@ PROCESSES ?= $(shell n=1; while [ $$((n * 2)) -le $(GPUS) ] && [ $$n -lt 8 ]; do
 	if [ $(GPUS) -eq 0 ]; then echo 2; else echo $$n; fi)
 
 export PYTHONUNBUFFERED := 1
-export OMP_NUM_THREADS ?= 1
 
 RUN := $(BIN)/python -m
-PRETRAIN := $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m foundation.pretrain
+PRETRAIN := $(RUN) foundation.launch $(PROCESSES) foundation.pretrain
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
