@@ -64,5 +64,5 @@ def test_every_field_of_the_schema_is_read_by_code(kind: str, project: Path) -> 
 def test_every_recipe_loads_and_refuses_a_misspelt_key(path: Path) -> None:
     schema = SCHEMAS[path.parent.name]
     load(path, schema)
-    with pytest.raises(ValueError, match="unknown key 'nmae', did you mean 'name'"):
-        load(path, schema, ["nmae=x"])
+    with pytest.raises(ValueError, match="unknown key 'namee', did you mean 'name'"):
+        load(path, schema, ["namee=x"])
