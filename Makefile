@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "error: DeepSpeed needs a C++ compiler where there is no GPU; install g++ or clang" >&2; exit 2; }
 	@echo "installing into $(VENV): about 3 minutes, 7 GB"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
+	@$(BIN)/python -m pip install --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[train,evaluate,dev]'
 	@touch $@
 
