@@ -1,10 +1,11 @@
 """Checkpoints of a run: each is one transaction, and a run resumes from it as if never stopped.
 
-``checkpoints/step-000120/`` holds DeepSpeed's files (weights, optimiser, teacher, centres), each
-rank's random state, ``state.json`` (counters, recipe, digests) and ``manifest.json`` (size and
-SHA-256 of every file). It is written beside, synced, renamed, and only then does ``latest`` name
-it, for people and tools: a run resumes from whichever whole one has most steps. DeepSpeed's files
-are pickles: they are read only from the run's own folder, and only as the bytes this run wrote.
+``checkpoints/step-000120/`` holds DeepSpeed's files (weights, optimiser, teacher, centres),
+``state.json`` (counters, digests) and ``manifest.json`` (size and SHA-256 of every file). Random
+numbers need no state: they follow from positions in the stream. A checkpoint is written beside,
+synced, renamed, and only then does ``latest`` name it, for people and tools: a run resumes from
+whichever whole one has most steps. DeepSpeed's files are pickles: they are read only from the run's
+own folder, and only as the bytes this run wrote.
 """
 
 import json
@@ -14,9 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
 from foundation.files import numbered, sync_tree
 from foundation.ranks import from_rank_zero
@@ -52,7 +51,6 @@ def save_checkpoint(
         engine.save_checkpoint(beside, tag=_TAG, save_latest=False)
     except RuntimeError as error:  # torch's way to tell of a full disk
         raise CheckpointError(f"{beside}: could not be written ({error})") from error
-    save_file(_random_state(), beside / f"random-{dist.get_rank():05d}.safetensors")
     dist.barrier()
     content = {**state, "schema_version": SCHEMA_VERSION, "step": step}
     from_rank_zero(lambda: _publish(beside, final, state=content, keep=keep))
@@ -82,20 +80,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path, *, engine: Any) -> None:
-    """Bring engine and random state back to a checkpoint of as many ranks; every rank calls it."""
+    """Bring the engine back to a checkpoint of as many ranks; every rank calls it."""
     engine.load_checkpoint(path, tag=_TAG)
-    random_state = load_file(path / f"random-{dist.get_rank():05d}.safetensors")
-    torch.set_rng_state(random_state["torch"])
-    if "cuda" in random_state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random_state["cuda"])
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    """Of torch's global generators, which drop path draws from; all else derives from positions."""
-    found = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
 
 
 def _publish(beside: Path, final: Path, *, state: dict[str, Any], keep: int) -> None:

@@ -40,6 +40,7 @@ from foundation.optimiser import OptimiserConfig, set_groups
 from foundation.pictures import save_reconstructions
 from foundation.preprocessing import Preprocessing
 from foundation.publish import provenance_of
+from foundation.randomness import sample_seed
 from foundation.ranks import (
     Ranks,
     from_rank_zero,
@@ -169,7 +170,7 @@ def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
         seed=config.seed,
     )
     from_rank_zero(lambda: announce(config, plan=plan, ranks=ranks, method=method))
-    engine, batches = start(config, plan=plan, ranks=ranks, method=method)
+    engine = start(config, plan=plan, ranks=ranks, method=method)
     log = None
     if ranks.rank == 0:
         log = RunLog(
@@ -179,7 +180,7 @@ def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
             name=config.name,
             recipe=config.model_dump(mode="json"),
         )
-    run_steps(config, plan=plan, ranks=ranks, engine=engine, batches=batches, log=log)
+    run_steps(config, plan=plan, ranks=ranks, engine=engine, log=log)
     from_rank_zero(lambda: publish(config, ranks=ranks, method=method, log=log))
 
 
@@ -203,10 +204,8 @@ def announce(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -
         print(told, flush=True)
 
 
-def start(
-    config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any
-) -> tuple[Any, Iterator[CropBatch]]:
-    """A DeepSpeed engine around the method and its batches, both where the run stands."""
+def start(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> Any:
+    """A DeepSpeed engine around the method, brought to where the run stands."""
     method.to(ranks.device)
     settings = deepspeed_dict(
         config.deepspeed,
@@ -223,13 +222,9 @@ def start(
         clip=config.optimiser.clip,
         settings=settings,
     )
-    # Drop path draws from the global generator, each rank's its own. So does a loader when it
-    # starts, which is why the random state is restored after that.
-    torch.manual_seed(config.seed + 1 + ranks.rank)
-    batches = stream(config, plan=plan, ranks=ranks)
     if plan.state.checkpoint is not None:
         load_checkpoint(plan.state.checkpoint, engine=engine)
-    return engine, batches
+    return engine
 
 
 def run_steps(
@@ -238,7 +233,6 @@ def run_steps(
     plan: Plan,
     ranks: Ranks,
     engine: Any,
-    batches: Iterator[CropBatch],
     log: RunLog | None,
 ) -> None:
     """The loop, the same for every method. ``step`` counts updates from 0."""
@@ -254,15 +248,16 @@ def run_steps(
     )
     seen: list[MicroBatch] = []
     start = plan.state.step * plan.portions.accumulation
-    for micro_step, batch in enumerate(batches, start=start):
+    for micro_step, batch in enumerate(stream(config, plan=plan, ranks=ranks), start=start):
         step = micro_step // plan.portions.accumulation
         diary.watch.lap("wait")
         set_schedules(config, engine=engine, method=method, step=step)
+        seed_layers(config.seed, batch=batch)
         loss, metrics = engine(batch._replace(volume=batch.volume.to(ranks.device)), step)
         diary.watch.lap("forward")
         engine.backward(loss)
         diary.watch.lap("backward")
-        seen.append(MicroBatch({**metrics, "loss": loss}, batch.keys, batch.read_s))
+        seen.append(MicroBatch({**metrics, "loss": loss.detach()}, batch.keys, batch.read_s))
         updates = engine.is_gradient_accumulation_boundary()  # asked before step() counts on
         means = finite_means(seen, done=step) if updates else {}
         engine.step()
@@ -302,6 +297,15 @@ def set_schedules(config: PretrainConfig, *, engine: Any, method: Method, step: 
         weight_decay=config.optimiser.weight_decay_at(step, total=total),
         freeze_last_layer=step < method.freeze_last_layer_steps,
     )
+
+
+def seed_layers(seed: int, *, batch: CropBatch) -> None:
+    """Make what layers draw from torch's global generator (drop path) follow from the batch too.
+
+    A resumed run then draws the same, whatever else used the generator when it started.
+    """
+    position = int(batch.position[0])
+    torch.manual_seed(sample_seed(seed, position=position, purpose="layers"))
 
 
 def save(config: PretrainConfig, *, done: int, plan: Plan, engine: Any, log: RunLog | None) -> None:

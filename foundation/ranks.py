@@ -39,6 +39,8 @@ class Ranks(NamedTuple):
 
 def run_on_ranks(main: Callable[[Schema], None], schema: type[Schema], *, doc: str) -> NoReturn:
     """``run_recipe`` for a command of several processes: a mistake in the recipe is told once."""
+    # The deepspeed launcher says in a word, too, what its variable says.
+    sys.argv = [word for word in sys.argv if not word.startswith("--local_rank")]
     if int(os.environ.get("RANK", "0")) == 0:
         run_recipe(main, schema, doc=doc)
     silence = contextlib.ExitStack()

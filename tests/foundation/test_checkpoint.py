@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from foundation.checkpoint import (
@@ -38,7 +37,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     checkpoints = tmp_path / "checkpoints"
     for step in (4, 8, 12):
-        torch.manual_seed(step)
         state = {"position": step * 16}
         save_checkpoint(checkpoints, step=step, engine=Engine(), state=state, keep=2)
     yield checkpoints
@@ -54,15 +52,12 @@ def test_the_newest_two_are_kept_and_named(folder: Path) -> None:
     assert (folder / "latest").read_text() == "step-000012\n"
 
 
-def test_state_and_random_numbers_come_back(folder: Path) -> None:
+def test_the_newest_one_comes_back(folder: Path) -> None:
     found = newest_checkpoint(folder, say=pytest.fail)
     assert found == folder / "step-000012"
     assert read_state(found) == {"schema_version": 1, "step": 12, "position": 192}
-    torch.manual_seed(12)
-    expected = torch.rand(3)
     engine = Engine()
     load_checkpoint(found, engine=engine)
-    assert torch.equal(torch.rand(3), expected)
     assert engine.loaded == (found, "deepspeed")
 
 
@@ -79,7 +74,7 @@ def cut(checkpoint: Path) -> None:
 
 
 def lose_a_file(checkpoint: Path) -> None:
-    (checkpoint / "random-00000.safetensors").unlink()
+    (checkpoint / "deepspeed" / "weights.pt").unlink()
 
 
 def lose_the_manifest(checkpoint: Path) -> None:

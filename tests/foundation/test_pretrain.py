@@ -106,9 +106,9 @@ def mae(shards: Path, folder: Path) -> Path:
 
 
 def launch(path: Path, project: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "foundation.launch", "2", "foundation.pretrain"]
     return subprocess.Popen(
-        [*command, "--nproc-per-node", "2", "-m", "foundation.pretrain", str(path), *words],
+        [*command, str(path), *words],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(project)},
         stdout=subprocess.PIPE,
@@ -219,10 +219,13 @@ def test_a_loss_that_is_no_number_stops_all_ranks_in_one_line(
     words = ("optimiser.lr=1e30", "optimiser.warmup_steps=0", "checkpoint.every_steps=1")
     process = launch(path, project, *words)
     _, err = process.communicate()
-    assert process.returncode != 0
-    told = [line for line in err.splitlines() if "not finite" in line]
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    told = [line for line in err.splitlines() if "error" in line]
     assert len(told) == 1
     assert told[0].startswith("error: after ")
+    assert "not finite" in told[0]
+    assert err.splitlines()[-1] == told[0]
     assert (tmp_path / "runs" / "small" / "checkpoints" / "latest").exists()
     assert not (tmp_path / "runs" / "small" / "backbone").exists()
 
