@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## phantom scans to shards, two pretrained backbones, and a benchmark report
-	@$(RUN) shards.phantom data/phantom
+	@$(RUN) shards.phantom data/phantom --overwrite
 	@$(RUN) shards.build recipes/shards/demo.yaml
 	@$(PRETRAIN) recipes/pretrain/demo_mae.yaml resume.if_changed=restart
 	@$(PRETRAIN) recipes/pretrain/demo_dino.yaml resume.if_changed=restart
