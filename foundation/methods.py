@@ -20,7 +20,7 @@ class Method(Protocol):
 
     ``step`` counts the run's updates from 0 and is the same for every micro batch of an update.
     Masks and views follow from the run's seed and each sample's position, never from torch's global
-    generator; only drop path draws from that, so a loop that resumes restores its state.
+    generator; only drop path draws from that, which the loop seeds anew for each micro batch.
     """
 
     freeze_last_layer_steps: int

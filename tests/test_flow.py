@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 TOY = [
@@ -84,8 +85,9 @@ def kill_after_a_checkpoint(words: list[str], run_folder: Path, **where: Path) -
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no checkpoint in time"
         time.sleep(0.02)
-    # The launcher gives each rank a session of its own, so the ranks are found by their words.
-    subprocess.run(["pkill", "-KILL", "-f", f"name={run_folder.name}"], check=False)
+    launcher = psutil.Process(process.pid)
+    for each in [*launcher.children(recursive=True), launcher]:
+        each.kill()
     process.communicate()
 
 
