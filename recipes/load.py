@@ -62,15 +62,13 @@ def load(path: str | Path, schema: type[Schema], overrides: Sequence[str] = ()) 
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml)
+        tree = _decoded(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe{_nearest_file(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
     for word in overrides:
@@ -99,23 +97,34 @@ def digest(value: Section | dict[str, Any] | list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _decoded(text: str) -> Any:
+    """What YAML text stands for."""
+    try:
+        return yaml.load(text, Loader=_Yaml)
+    except RecipeError:
+        raise
+    # Text that its own tag does not fit, such as a 13th month, ends in other types than YAML's.
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        raise RecipeError(f"not valid YAML ({' '.join(str(error).split())})") from None
+
+
 def _override(tree: dict[str, Any], word: str) -> None:
     name, equals, text = word.partition("=")
     if not equals or not name:
         raise RecipeError(f"{word!r} is not an override; write section.field=value")
     try:
-        value = yaml.load(text, Loader=_Yaml)
-    except yaml.YAMLError:
-        raise RecipeError(f"{word!r}: the value is not valid YAML") from None
+        value = _decoded(text)
+    except RecipeError as error:
+        raise RecipeError(f"{word!r}: {error}") from None
     *parents, last = name.split(".")
     node: Any = tree
     for parent in parents:
         if isinstance(node, list):
             node = node[_item(node, parent, word)]
-            continue
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
+        else:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
         if not isinstance(node, dict | list):
             raise RecipeError(f"{word!r}: {parent!r} holds a value, not a section")
     if isinstance(node, list):
@@ -125,17 +134,21 @@ def _override(tree: dict[str, Any], word: str) -> None:
 
 
 def _item(items: list[Any], name: str, word: str) -> int:
-    if not name.isdigit() or int(name) >= len(items):
+    if not name.isdecimal() or int(name) >= len(items):
         raise RecipeError(f"{word!r}: {name!r} is not one of the items 0 to {len(items) - 1}")
     return int(name)
 
 
 def _describe(problem: Any, schema: type[Section]) -> str:
     """One pydantic problem in the words of a recipe: the field's path, what is wrong, a way out."""
-    names = [str(part) for part in problem["loc"] if not _is_union_branch(part)]
-    path = ".".join(names) or "recipe"
+    *above, last = problem["loc"] or ("",)
+    names = [str(part) for part in above if not _is_union_branch(part)]
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {path!r}{_nearest(names[-1], _fields_at(schema, problem['loc'][:-1]))}"
+        # The last part is what the author wrote, even where it looks like a branch ("Name").
+        path = ".".join([*names, str(last)])
+        return f"unknown key {path!r}{_nearest(str(last), _fields_at(schema, above))}"
+    names += [] if _is_union_branch(last) else [str(last)]
+    path = ".".join(name for name in names if name) or "recipe"
     if problem["type"] == "missing":
         return f"{path} is missing"
     text = problem["msg"].removeprefix("Value error, ")
