@@ -155,7 +155,10 @@ def _npz_rows(config: CohortConfig, table: Path) -> list[CohortRow]:
     try:
         with np.load(table, allow_pickle=False) as arrays:
             labels = {split: arrays[f"{split}_labels"].reshape(-1) for split in SPLITS}
-    except (OSError, ValueError, KeyError) as error:
+        if any(each.dtype.kind not in "biu" for each in labels.values()):
+            raise ValueError("labels that are no whole numbers")
+    # The library raises a dozen types for bytes that are no archive.
+    except Exception as error:
         raise CohortError(
             f"cohort {config.name}: {table} is not a MedMNIST archive ({error}); it needs"
             " {train,val,test}_images and {train,val,test}_labels"
@@ -179,7 +182,9 @@ def _read_columns(name: str, table: Path) -> dict[str, list[Value]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             header, *lines = list(csv.reader(file, strict=True)) or [[]]
-    except (UnicodeDecodeError, csv.Error) as error:
+            if any("\0" in cell for line in [header, *lines] for cell in line):
+                raise ValueError("it holds a zero byte")
+    except (ValueError, csv.Error) as error:
         raise CohortError(f"cohort {name}: {table} is not a CSV table ({error})") from None
     lines = [line for line in lines if line]
     if len(set(header)) != len(header):
@@ -212,19 +217,27 @@ def _typed(cells: Sequence[str]) -> list[Value]:
 
 def _check_columns(config: CohortConfig, columns: Mapping[str, object]) -> None:
     templates = [config.subject, config.scan, config.mask, config.modality]
-    wanted = [name for text in templates if text for _, name, _, _ in Formatter().parse(text)]
+    wanted = [name for text in templates if text for name in _columns_of(config, text)]
     if config.split and config.split.column:
         wanted.append(config.split.column)
     for name in wanted:
-        if name is not None and name not in columns:
+        if name not in columns:
             close = difflib.get_close_matches(name, list(columns), n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(columns)}"
             raise CohortError(f"cohort {config.name}: the table has no column {name!r}; {hint}")
 
 
+def _columns_of(config: CohortConfig, template: str) -> list[str]:
+    """The columns a format string names."""
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise CohortError(f"cohort {config.name}: {template!r} is no template ({error})") from None
+
+
 def _filled(config: CohortConfig, template: str, record: Mapping[str, Value]) -> str:
-    for _, name, _, _ in Formatter().parse(template):
-        if name is not None and record[name] is None:
+    for name in _columns_of(config, template):
+        if record[name] is None:
             raise CohortError(f"cohort {config.name}: {template!r} meets an empty {name!r} cell")
     try:
         return template.format_map(record)
