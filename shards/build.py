@@ -76,7 +76,7 @@ def main(config: BuildConfig) -> None:
     except OSError as error:
         full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
         raise BuildError(
-            f"{config.out}: cannot be written: {error.strerror}{full}; what stood there is"
+            f"{config.out}: cannot be written: {error.strerror or error}{full}; what stood there is"
             " unchanged"
         ) from None
     finally:
@@ -94,8 +94,9 @@ def _build(config: BuildConfig, *, sources: Sequence[Source], key: bytes, stamp:
     writer = ShardWriter(folder, shard_size_mb=config.shard_size_mb)
     try:
         entries, records = _write_samples(config, tasks=tasks, writer=writer)
-    finally:
         shards = writer.close()
+    finally:
+        writer.discard()
     entries += [
         Entry(source.name, len(source.inputs) + place, "skipped", reason=reason)
         for source in sources

@@ -1,10 +1,8 @@
 """One input into one sample: read, resample, measure, quantise, compress. Runs in a worker."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from shards.dicom_series import read_series
 from shards.intensity import foreground_box, intensity_statistics
 from shards.scan import Scan, ScanError, read_scan, resample
 from shards.sources import Input, SourceConfig
+from shards.workers import worker_pool
 
 AHEAD = 4  # inputs in work for each worker: enough to keep it busy, few enough for memory
 
@@ -38,16 +37,12 @@ class Converted:
     reason: str | None = None
 
 
-class WorkerDied(ValueError):
-    """A worker process ended without an answer."""
-
-
 def convert_all(tasks: Sequence[Task], *, workers: int) -> Iterator[Converted]:
     """The results in the order of ``tasks``, whatever the number of workers."""
     if workers == 1:
         yield from map(convert, tasks)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with worker_pool(workers) as pool:
         waiting: list[Future[Converted]] = []
         try:
             for task in tasks:
@@ -56,11 +51,6 @@ def convert_all(tasks: Sequence[Task], *, workers: int) -> Iterator[Converted]:
                     yield waiting.pop(0).result()
             while waiting:
                 yield waiting.pop(0).result()
-        except BrokenProcessPool:
-            raise WorkerDied(
-                "a worker process died (out of memory, or a decoder crashed); run again with"
-                " workers=1 to see at which scan"
-            ) from None
         finally:
             for future in waiting:
                 future.cancel()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +46,13 @@ class ShardWriter:
         if self._file is not None:
             self._finish()
         return self._written
+
+    def discard(self) -> None:
+        """Let go of a tar that will not be finished, as on a full disk."""
+        if self._file is not None:
+            for each in (self._tar, self._file):
+                with suppress(OSError):
+                    each.close()
 
     def _open(self) -> None:
         import webdataset

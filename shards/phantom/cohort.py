@@ -4,11 +4,9 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ from shards.phantom.acquisition import SITES
 from shards.phantom.files import write_dicom, write_nifti
 from shards.phantom.simulate import PhantomScan, simulate
 from shards.phantom.subject import Subject
+from shards.workers import worker_pool
 
 GENERATOR_VERSION = 1
 """Raised with every change of a voxel or a column; claims name the version they were made with."""
@@ -148,8 +147,7 @@ def _map(task: Any, items: Sequence[int], *, workers: int) -> Iterator[Written]:
     if workers == 1:
         yield from map(task, items)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with worker_pool(workers) as pool:
         yield from pool.map(task, items, chunksize=2)
 
 
