@@ -89,7 +89,7 @@ def load_entries(
             random = random_backbone(vit, preprocessing=preprocessing, seed=seed).to(device)
             entries[f"random_{names[0]}_{seed}"] = Entry(
                 "floor",
-                f"random initialisation, seed {seed}",
+                f"random initialisation of {' and '.join(names)}, seed {seed}",
                 f"the architecture of {' and '.join(names)}, never trained",
                 random.digest,
                 {},

@@ -91,9 +91,7 @@ def main(config: EvaluationConfig) -> None:
         if each.few_shot is not None:
             store.write_few_shot(folder, each.task, each.few_shot, each.draws)
     _store_pictures(config, folder, inputs)
-    notes = [_split_note(config)]
-    if config.test == "open":
-        notes.append(_record_opening(config, inputs, scores))
+    notes = [_record_opening(config, inputs, scores)] if config.test == "open" else []
     store.write_run(folder, _run_json(config, inputs, scores, notes))
     print(f"\n{summarise(scores)}\nstored in {folder}", flush=True)
 
@@ -214,15 +212,6 @@ def _curve(run: Path, entry: Entry) -> dict[str, Any]:
         "method": entry.provenance.get("method"),
         "wall_s": lines[-1].get("wall_s") if lines else None,
     }
-
-
-def _split_note(config: EvaluationConfig) -> str:
-    if config.test == "open":
-        return "Test scores: settings chosen on validation, refitted on training and validation."
-    return (
-        "Validation scores: settings were chosen on the same subjects, so these scores are "
-        "optimistic; the test split is closed."
-    )
 
 
 def _record_opening(config: EvaluationConfig, inputs: Inputs, scores: Sequence[TaskScores]) -> str:
