@@ -18,6 +18,10 @@ from shards.files import sha256_of
 SCHEMA_VERSION = 1
 DATASET = "dataset.json"
 LEDGER = "ledger.jsonl"
+CONTENT = frozenset(
+    {"shards", "num_samples", "num_subjects", "sources", "modalities", "spacing_mm", "subjects"}
+)
+ENTRY = frozenset({"file", "sha256", "size_bytes", "num_samples", "index_sha256"})
 VOLUME = "volume.b2nd"
 RECORD = "scan.json"
 
@@ -108,6 +112,10 @@ def read_dataset(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: schema version {version}, this code reads {SCHEMA_VERSION}; build again"
         )
+    missing = sorted(CONTENT - set(dataset))
+    missing += [name for shard in dataset.get("shards", []) for name in sorted(ENTRY - set(shard))]
+    if missing:
+        raise DamagedShard(f"{path}: damaged, it has no {missing[0]!r}; build again")
     return dataset
 
 

@@ -33,9 +33,10 @@ def main() -> None:
         print(f"reads {words.folder}, writes nothing", flush=True)
         problems = list(verify(words.folder))
     for problem in problems:
-        print(problem)
+        print(problem, flush=True)
     if problems:
-        print(f"damaged: {len(problems)} problems in {words.folder}; build the shards again")
+        told = f"{len(problems)} problems in {words.folder}; build the shards again"
+        print(f"error: {told}", file=sys.stderr, flush=True)
         sys.exit(DAMAGED)
     print(f"whole: every checksum and count in {words.folder} agrees")
 
@@ -55,7 +56,7 @@ def verify(folder: Path) -> Iterator[str]:
         return
     content = {name: value for name, value in dataset.items() if name != "digest"}
     if digest(content) != dataset.get("digest"):
-        yield f"{folder / DATASET}: its digest differs from its content"
+        yield f"{folder / DATASET}: damaged, its digest differs from its content"
         return
     samples: list[Sample] = []
     for shard in tqdm(dataset["shards"], desc="shards", unit="shard", mininterval=1.0):
