@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from evaluation.store import StoreError, replace
+from evaluation.store import StoreError, replace_all
 from recipes.command import errors_in_one_line
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def write_report(stores: Sequence[Path], *, out: Path) -> None:
         print(f"scored  {store}: {len(contents[-1].tasks)} tasks", flush=True)
     makers = (html_page, markdown_page, csv_text, json_text)
     texts = [make(contents).encode() for make in makers]
-    for path, text in zip(paths, texts, strict=True):
-        replace(path, partial(_write, text=text))
+    replace_all({path: partial(_write, text=text) for path, text in zip(paths, texts, strict=True)})
     print(f"report  {paths[0].resolve()} ({time.monotonic() - start:.1f} s)", flush=True)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,9 +136,9 @@ def read_content(folder: Path) -> Content:
 
 def _content(folder: Path, run: Mapping[str, Any]) -> Content:
     models = tuple(_model(name, entry) for name, entry in run["models"].items())
-    leakage = store.read_leakage(folder)
     backbones = [model.name for model in models if model.kind == "backbone"]
     pictures = {name: _reconstructions(folder, name) for name in backbones}
+    checks = _checks(folder)
     return Content(
         name=run["name"],
         title=run["title"],
@@ -151,9 +150,9 @@ def _content(folder: Path, run: Mapping[str, Any]) -> Content:
         notes=tuple(run["notes"]),
         models=models,
         tasks=tuple(_task(folder, name, run, models) for name in run["tasks"]),
-        checks=tuple(_picked(check, CHECK_FIELDS) for check in leakage["checks"]),
-        checks_passed=bool(leakage["passed"]),
-        curves={name: curve for name, curve in store.read_curves(folder).items() if curve["steps"]},
+        checks=checks,
+        checks_passed=all(check["passed"] for check in checks),
+        curves=_curves(folder),
         cohort_pictures=_pictures(folder, "cohort"),
         reconstructions={name: arrays for name, arrays in pictures.items() if arrays},
     )
@@ -238,6 +237,33 @@ def _table(
     return rows
 
 
+def _checks(folder: Path) -> tuple[dict[str, Any], ...]:
+    """What was checked; ``model`` is None where the check is of no backbone."""
+    try:
+        return tuple(
+            {name: check[name] for name in CHECK_FIELDS if name != "model"}
+            | {"model": check.get("model")}
+            for check in store.read_leakage(folder)["checks"]
+        )
+    except (KeyError, TypeError) as error:
+        raise store.StoreError(
+            f"{folder}/leakage.json: damaged ({error}); run python -m evaluation.run again"
+        ) from None
+
+
+def _curves(folder: Path) -> dict[str, dict[str, Any]]:
+    """The loss curves that hold a point."""
+    curves = store.read_curves(folder)
+    for name, curve in curves.items():
+        steps, loss = curve.get("steps"), curve.get("loss")
+        if not isinstance(steps, list) or not isinstance(loss, list) or len(steps) != len(loss):
+            raise store.StoreError(
+                f"{folder}/curves/{name}.json: damaged, a curve has as many steps as losses; run "
+                "python -m evaluation.run again"
+            )
+    return {name: curve for name, curve in curves.items() if curve["steps"]}
+
+
 def _pictures(folder: Path, name: str) -> dict[str, NDArray[np.float32]]:
     path = folder / "pictures" / f"{name}.npz"
     return _named(path, lambda: store.read_pictures(folder, name))
@@ -261,7 +287,8 @@ def _named(path: Path, read: Callable[[], Loaded]) -> Loaded:
         return read()
     except store.StoreError:
         raise
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
+    # The libraries raise a dozen types for bytes that are no table and no archive.
+    except Exception as error:
         raise store.StoreError(
             f"{path}: damaged ({error}); remove it and run python -m evaluation.run again"
         ) from None

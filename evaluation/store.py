@@ -26,6 +26,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.load import digest
+
 if TYPE_CHECKING:
     import pandas
 
@@ -40,7 +42,8 @@ class StoreError(ValueError):
 
 def write_run(store: Path, run: Mapping[str, Any]) -> None:
     """Write ``run.json``; it goes last, so a store that has one is complete."""
-    write_json(store / "run.json", {"schema_version": SCHEMA_VERSION, **run})
+    content = {"schema_version": SCHEMA_VERSION, **run}
+    write_json(store / "run.json", {**content, "digest": _digest(content)})
 
 
 def clear(store: Path) -> None:
@@ -64,7 +67,7 @@ def read_run(store: Path) -> dict[str, Any]:
     """Read ``run.json``.
 
     Raises:
-        StoreError: There is no finished store here, or another version wrote it.
+        StoreError: There is no finished store here, another version wrote it, or it is damaged.
     """
     path = store / "run.json"
     if not path.is_file():
@@ -77,6 +80,11 @@ def read_run(store: Path) -> dict[str, Any]:
         raise StoreError(
             f"{path}: schema version {run.get('schema_version')}, this version reads "
             f"{SCHEMA_VERSION}; run python -m evaluation.run again"
+        )
+    if run.get("digest") != _digest(run):
+        raise StoreError(
+            f"{path}: damaged, its digest differs from its content; "
+            "run python -m evaluation.run again"
         )
     return run
 
@@ -160,24 +168,35 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    # The library raises a dozen types for bytes that are no archive.
+    except Exception as error:
         raise StoreError(f"{path}: cannot be read ({error}); remove it and run again") from None
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file whole or not at all: beside its name, synced, then moved into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    replace_all({path: write})
+
+
+def replace_all(writers: Mapping[Path, Callable[[IO[bytes]], Any]]) -> None:
+    """:func:`replace` several files: none is moved before all of them are written."""
+    beside: dict[Path, str] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, beside[path] = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(beside[path], 0o644)
+        for path in writers:
+            os.replace(beside.pop(path), path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        for name in beside.values():
+            os.unlink(name)
 
 
 def _write_table(
@@ -195,6 +214,10 @@ def _read_table(path: Path) -> "pandas.DataFrame":
     if not path.is_file():
         raise StoreError(f"{path}: missing; run python -m evaluation.run again")
     return pandas.read_parquet(path)
+
+
+def _digest(run: Mapping[str, Any]) -> str:
+    return digest({name: value for name, value in run.items() if name != "digest"})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
