@@ -19,6 +19,7 @@ from shards.cohort import CohortRow
 from shards.scan import Scan
 
 DIGEST = "source_digest"
+FAILED = "leakage_failed.json"
 
 
 class LeakageError(ValueError):
@@ -94,7 +95,7 @@ def require_clean(checks: Iterable[Check]) -> None:
         model = f", backbone {first.model}" if first.model else ""
         raise LeakageError(
             f"leakage: {len(failed)} of the checks failed, so nothing is scored; task "
-            f"{first.task}{model}: {first.detail} ({first.count}); leakage.json lists all"
+            f"{first.task}{model}: {first.detail} ({first.count}); {FAILED} lists all"
         )
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from evaluation import leakage, store
+from evaluation.draft import drafted, publish
 from evaluation.features import extract_all, fingerprint, pool_by_subject
 from evaluation.few_shot import FewShotConfig
 from evaluation.models import Entry, candidates, floor_entries, load_entries, task_extractors
@@ -79,20 +80,22 @@ def main(config: EvaluationConfig) -> None:
         print(f"reads   backbone {name}: {where}", flush=True)
     print(f"writes  {folder}", flush=True)
     inputs = _load(config)
+    publish(folder)
     if _is_up_to_date(folder, inputs.inputs_digest):
         print(f"up to date: {folder}", flush=True)
         return
     arrays = _extract(folder, inputs)
-    _check_leakage(folder, inputs, arrays)
+    checks = _check_leakage(folder, inputs, arrays)
     scores = [_score(config, task, inputs, arrays[task.card.name]) for task in inputs.tasks]
-    store.clear(folder)
-    for each in scores:
-        store.write_predictions(folder, each.task, each.predictions)
-        if each.few_shot is not None:
-            store.write_few_shot(folder, each.task, each.few_shot, each.draws)
-    _store_pictures(config, folder, inputs)
-    notes = [_record_opening(config, inputs, scores)] if config.test == "open" else []
-    store.write_run(folder, _run_json(config, inputs, scores, notes))
+    with drafted(folder) as draft:
+        store.write_leakage(draft, leakage.as_stored(checks))
+        for each in scores:
+            store.write_predictions(draft, each.task, each.predictions)
+            if each.few_shot is not None:
+                store.write_few_shot(draft, each.task, each.few_shot, each.draws)
+        _store_pictures(config, draft, inputs)
+        notes = [_record_opening(config, inputs, scores)] if config.test == "open" else []
+        store.write_run(draft, _run_json(config, inputs, scores, notes))
     print(f"\n{summarise(scores)}\nstored in {folder}", flush=True)
 
 
@@ -166,15 +169,20 @@ def _extract(folder: Path, inputs: Inputs) -> dict[str, dict[str, dict[str, Any]
 
 def _check_leakage(
     folder: Path, inputs: Inputs, arrays: Mapping[str, Mapping[str, Mapping[str, Any]]]
-) -> None:
+) -> list[leakage.Check]:
+    """The checks, all of them passed; else they are stored apart, as the store stays as it is."""
     seen = {name: entry.seen for name, entry in inputs.entries.items() if entry.seen}
     checks = []
     for task in inputs.tasks:
         stored = arrays[task.card.name][leakage.DIGEST][leakage.DIGEST]
         checks += leakage.check_task(task, leakage.digests_by_subject(task, stored), seen)
-    store.write_leakage(folder, leakage.as_stored(checks))
+    failed = folder / leakage.FAILED
+    failed.unlink(missing_ok=True)
+    if not all(check.passed for check in checks):
+        store.write_json(failed, leakage.as_stored(checks))
     leakage.require_clean(checks)
     print(f"leakage {len(checks)} checks passed", flush=True)
+    return checks
 
 
 def _score(

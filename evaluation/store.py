@@ -1,8 +1,9 @@
 """The files of an evaluation store: the one place that knows their names and columns.
 
 ``evaluation.run`` writes them, ``evaluation.report`` reads them and needs nothing else: neither a
-backbone nor a scan. Every file is written beside its name and moved into place, so a kill leaves
-the former version. Subjects appear as pseudonyms only.
+backbone nor a scan. Every file is written beside its name and moved into place, and all but the
+features change together (``evaluation/draft.py``), so a kill leaves the former version. Subjects
+appear as pseudonyms only.
 
 ```
 run.json                     what was run: tasks, models, chosen settings, what was skipped and why
@@ -12,6 +13,7 @@ few_shot/TASK.json           the draws themselves, nested: the first k subjects 
 curves/MODEL.json            the loss of each backbone's pretraining
 pictures/*.npz               slices of the cohort; MODEL_reconstructions.npz
 leakage.json                 what was checked before any score
+leakage_failed.json          the checks of a later run that did not pass, so that nothing was scored
 features/                    cached features, one file per chunk of scans
 ```
 """
@@ -44,14 +46,6 @@ def write_run(store: Path, run: Mapping[str, Any]) -> None:
     """Write ``run.json``; it goes last, so a store that has one is complete."""
     content = {"schema_version": SCHEMA_VERSION, **run}
     write_json(store / "run.json", {**content, "digest": _digest(content)})
-
-
-def clear(store: Path) -> None:
-    """Take away what a former run stored, ``run.json`` first; cached features stay."""
-    (store / "run.json").unlink(missing_ok=True)
-    for folder in ("predictions", "few_shot", "curves", "pictures"):
-        for path in (store / folder).glob("*"):
-            path.unlink()
 
 
 def is_complete(store: Path) -> bool:

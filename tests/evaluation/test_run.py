@@ -147,7 +147,7 @@ def test_a_backbone_that_saw_a_scored_subject_stops_the_run(place: Any, config: 
     with pytest.raises(LeakageError, match="scored subjects are in the pretraining shards"):
         main(config())
     where = place.root / "stores" / "tiny"
-    assert store.read_leakage(where)["passed"] is False
+    assert json.loads((where / "leakage_failed.json").read_text())["passed"] is False
     assert not (where / "run.json").exists()
     assert not (where / "predictions").exists()
 
