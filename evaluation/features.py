@@ -96,6 +96,31 @@ def pool_by_subject(task: Task, rows: Sequence[CohortRow], values: NDArray[Any])
     return np.stack([values[positions].mean(axis=0) for positions in chosen])
 
 
+def read_row(row: CohortRow) -> Scan:
+    """The scan of a row.
+
+    Raises:
+        FeatureError: It cannot be read; the message names it.
+    """
+    return _named(row.scan, row.modality)
+
+
+def read_mask(row: CohortRow) -> NDArray[np.bool_]:
+    """The mask of a row that has one, (D, H, W); errors as in :func:`read_row`."""
+    assert row.mask is not None
+    inside: NDArray[np.bool_] = _named(row.mask, "OT").voxels > 0
+    return inside
+
+
+def _named(where: str, modality: str | None) -> Scan:
+    try:
+        return read_scan(where, modality=modality)
+    except ScanError as error:
+        raise FeatureError(
+            f"{where}: {error}; mend the scan or take its row out of the cohort"
+        ) from None
+
+
 def fingerprint(where: str | None) -> list[Any]:
     """What changes when a scan's file, folder or archive does: names, sizes and times."""
     if where is None:
@@ -131,23 +156,14 @@ def _fill(
     pool: ThreadPoolExecutor,
 ) -> None:
     made: dict[str, list[Arrays]] = {each.name: [] for each in extractors}
-    for row, scan in zip(chunk, pool.map(_read, chunk), strict=True):
-        for extractor, view in _views(scan, extractors):
-            try:
+    for row, scan in zip(chunk, pool.map(read_row, chunk), strict=True):
+        try:
+            for extractor, view in _views(scan, extractors):
                 made[extractor.name].append(extractor.extract(view, row))
-            except ScanError as error:
-                raise FeatureError(f"{row.scan}: {error}") from None
+        except ScanError as error:
+            raise FeatureError(f"{row.scan}: {error}") from None
     for name, arrays in made.items():
         write_arrays(paths[name], _stacked(name, arrays))
-
-
-def _read(row: CohortRow) -> Scan:
-    try:
-        return read_scan(row.scan, modality=row.modality)
-    except ScanError as error:
-        raise FeatureError(
-            f"{row.scan}: {error}; mend the scan or take its row out of the cohort"
-        ) from None
 
 
 def _views(scan: Scan, extractors: Sequence[Extractor]) -> Iterator[tuple[Extractor, Scan]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.features import Extractor, FeatureError
+from evaluation.features import Extractor, FeatureError, read_mask
 from evaluation.probe import sigmoid
 from evaluation.protocols import Estimator, Floats, Rows, Setting
 from evaluation.task import Task, VoxelFloor
@@ -20,7 +20,7 @@ from foundation.preprocessing import Preprocessing, normalise
 from recipes.load import digest
 from shards.cohort import CohortRow
 from shards.intensity import intensity_statistics
-from shards.scan import MODALITIES, Scan, read_scan
+from shards.scan import MODALITIES, Scan
 
 NUM_BINS = 32
 BODY_HU = -500.0
@@ -59,7 +59,7 @@ def mask_extractor() -> Extractor:
     def extract(scan: Scan, row: CohortRow) -> dict[str, NDArray[Any]]:
         if row.mask is None:
             raise FeatureError(f"{row.scan}: a floor asks for a mask, its cohort names none")
-        inside = read_scan(row.mask, modality="OT").voxels > 0
+        inside = read_mask(row)
         if inside.shape != scan.voxels.shape or not inside.any():
             raise FeatureError(
                 f"{row.mask}: a mask of {inside.shape} voxels, {np.count_nonzero(inside)} of them "

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.features import read_mask, read_row
 from evaluation.floors import windowed
 from evaluation.store import read_arrays
 from evaluation.task import Task
 from shards.cohort import CohortRow
-from shards.scan import read_scan
 
 _PER_LABEL = 1
 
@@ -46,10 +46,10 @@ def _examples(task: Task) -> Iterator[tuple[str, list[int]]]:
 
 def _middle_slice(row: CohortRow) -> NDArray[np.float32]:
     """Across the body's axis, where the mask is largest if there is one, else in the middle."""
-    volume = (windowed(read_scan(row.scan, modality=row.modality)) + 1.0) / 2.0
+    volume = (windowed(read_row(row)) + 1.0) / 2.0
     index = volume.shape[0] // 2
     if row.mask is not None:
-        area = (read_scan(row.mask, modality="OT").voxels > 0).sum(axis=(1, 2))
+        area = read_mask(row).sum(axis=(1, 2))
         if area.any() and len(area) == len(volume):
             index = int(area.argmax())
     picture: NDArray[np.float32] = volume[index].astype(np.float32)

@@ -240,6 +240,8 @@ def _by_subject(
     split = np.array([split_of[name] for name in order], dtype=np.str_)
     threshold = None
     if card.label.at_most_quantile is not None:
+        if "train" not in split:
+            raise TaskError(f"task {card.name}: the train split has no subject")
         threshold = float(np.quantile(values[split == "train"], card.label.at_most_quantile))
         values = (values <= threshold).astype(np.float64)
     return Task(
