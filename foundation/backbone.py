@@ -149,8 +149,8 @@ def save_backbone(
     beside = fresh_folder(folder)
     frozen = build_vit(vit_config)
     frozen.load_state_dict({name: t.float().cpu() for name, t in vit.state_dict().items()})
-    save_file({k: v.contiguous() for k, v in frozen.state_dict().items()}, beside / WEIGHTS)
-    save_file(_golden_pair(frozen.eval()), beside / GOLDEN)
+    _save({k: v.contiguous() for k, v in frozen.state_dict().items()}, beside / WEIGHTS)
+    _save(_golden_pair(frozen.eval()), beside / GOLDEN)
     write_json(beside / CONFIG, {"schema_version": SCHEMA_VERSION, "vit": vit_config.model_dump()})
     write_json(beside / PREPROCESSING, preprocessing.model_dump())
     write_text(beside / RECIPE, yaml.safe_dump(recipe, sort_keys=False, width=100))
@@ -172,9 +172,10 @@ def load_backbone(where: str | Path, *, device: str = "cpu") -> Backbone:
 
     Raises:
         BackboneError: Missing or damaged files, another schema version, tensors that do not fit
-            the config, or an embedding that does not come out as stored.
+            the config, an embedding that does not come out as stored, or no such device.
     """
     folder = Path(where)
+    _check_device(device)
     sums = _verified_sums(folder)
     vit_config = _vit_config(folder)
     preprocessing = _section(folder / PREPROCESSING, Preprocessing)
@@ -186,6 +187,15 @@ def load_backbone(where: str | Path, *, device: str = "cpu") -> Backbone:
         digest=hashlib.sha256(sums).hexdigest(),
         provenance=_json(folder / PROVENANCE),
     ).to(device)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    # torch tells of a device that is not there in three types; the first sentence says enough.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise BackboneError(f"device {device!r} cannot be used ({reason})") from None
 
 
 def random_backbone(vit_config: VitConfig, *, preprocessing: Preprocessing, seed: int) -> Backbone:
@@ -293,6 +303,13 @@ def _with_weights(vit_config: VitConfig, path: Path) -> Vit3d:
             )
     vit.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
     return vit
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise BackboneError(f"{path}: cannot be written ({error})") from None
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
