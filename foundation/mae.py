@@ -128,7 +128,8 @@ class Mae(nn.Module):
             unpatchify(values, grid=grid, patch_size=patch_size)
             for values in (torch.where(hidden, prediction, patches), hidden)
         )
-        return Reconstruction(volume, rebuilt, mask)
+        # The loss never asked for what lies outside the scan, so nothing there is worth a look.
+        return Reconstruction(volume, torch.where(inside, rebuilt, volume), mask)
 
     def _mask(self, batch: CropBatch) -> TokenMask:
         d, h, w = self.backbone.grid(batch.volume.shape[2:])
