@@ -6,13 +6,18 @@ The line of the process that failed is then the last on the console, and its cod
 """
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
 
-from recipes.command import INTERRUPTED
+from recipes.command import INTERRUPTED, errors_in_one_line
 
 _SIGNALLED = 128
+
+
+class LaunchError(ValueError):
+    """A command that cannot be started."""
 
 
 def main() -> None:
@@ -26,9 +31,21 @@ def main() -> None:
     words = parser.parse_args()
     if words.processes < 1:
         parser.error(f"processes must be at least 1, got {words.processes}")
+    with errors_in_one_line():
+        check_module(words.module)
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // words.processes)))
     sys.exit(_launch(words.processes, [words.module, *words.words]))
+
+
+def check_module(name: str) -> None:
+    """Raises LaunchError for a module that is not there, before every process says so."""
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise LaunchError(f"{name}: no such module; a command is named like foundation.pretrain")
 
 
 def _launch(processes: int, command: list[str]) -> int:
