@@ -24,6 +24,7 @@ from foundation.backbone import load_backbone
 from recipes.command import errors_in_one_line
 from shards.dicom import read_tree
 from shards.dicom_series import read_series
+from shards.files import write_bytes
 from shards.scan import MODALITIES, Scan, ScanError, read_scan
 
 NIFTI = (".nii", ".nii.gz")
@@ -135,9 +136,7 @@ def write_table(out: Path, rows: dict[str, dict[str, np.ndarray]]) -> None:
             table.writerow([name, *(f"{value:.9g}" for kind in kinds for value in row[kind])])
         data = text.getvalue().encode()
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.tmp")
-    beside.write_bytes(data)
-    beside.replace(out)
+    write_bytes(out, data)
 
 
 if __name__ == "__main__":
