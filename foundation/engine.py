@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,6 +137,9 @@ def start_engine(
         betas: Of AdamW.
         clip: The same as in ``settings``.
         settings: From :func:`deepspeed_dict`.
+
+    Raises:
+        EngineError: DeepSpeed's extension cannot be built.
     """
     # A virtual environment that is not activated hides its ninja from the extension's build.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -145,7 +149,7 @@ def start_engine(
     optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
     if settings["zero_optimization"]["stage"] == 0:
         _clip_at_step(optimizer, clip=clip)
-    with _quietly():
+    with _quietly(), _failed_build_is_an_error():
         engine, *_ = deepspeed.initialize(
             model=method, optimizer=optimizer, config=settings, dist_init_required=False
         )
@@ -180,3 +184,18 @@ def _quietly() -> Any:
     """Keep greetings off the console; DeepSpeed's warnings still come through its logger."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def _failed_build_is_an_error() -> Iterator[None]:
+    """Turn the compiler's pages into the last line of theirs that tells of an error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "building extension" not in str(error):
+            raise
+        told = [line for line in str(error).splitlines() if "error" in line.lower()]
+        raise EngineError(
+            f"DeepSpeed's C++ extension could not be built ({told[-1].strip()}); "
+            "SCANFM_DEBUG=1 shows all the compiler said"
+        ) from error
