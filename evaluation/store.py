@@ -22,6 +22,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from errno import EISDIR
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -177,6 +178,8 @@ def replace_all(writers: Mapping[Path, Callable[[IO[bytes]], Any]]) -> None:
     beside: dict[Path, str] = {}
     try:
         for path, write in writers.items():
+            if path.is_dir():
+                raise IsADirectoryError(EISDIR, "a folder has this name")
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, beside[path] = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
             with os.fdopen(handle, "wb") as file:
@@ -185,7 +188,8 @@ def replace_all(writers: Mapping[Path, Callable[[IO[bytes]], Any]]) -> None:
                 os.fsync(file.fileno())
             os.chmod(beside[path], 0o644)
         for path in writers:
-            os.replace(beside.pop(path), path)
+            os.replace(beside[path], path)
+            del beside[path]
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
