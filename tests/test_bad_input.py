@@ -726,7 +726,8 @@ def test_phantom_leaves_other_folders_alone(place: Place) -> None:
     assert "table.csv" in beneath
     again = ("shards.phantom", "data/phantom", "--subjects", "2", "--workers", "1", "--overwrite")
     with full_disk(5_000):
-        assert "File too large" in place.refuses(*again)
+        line = place.refuses(*again)
+    assert "data/phantom: cannot be written: File too large; what stood there is" in line
 
 
 def test_make_real_without_the_data(project: Path) -> None:

@@ -48,7 +48,8 @@ def write_cohort(
         False when the same cohort was there already, and nothing was done.
 
     Raises:
-        PhantomError: ``out`` holds something else, or a cohort with other settings.
+        PhantomError: ``out`` holds something else, or a cohort with other settings, or cannot be
+            written.
     """
     if subjects < 1 or seed < 0 or workers < 1:
         raise PhantomError(
@@ -58,12 +59,17 @@ def write_cohort(
     if _is_up_to_date(out, settings, overwrite=overwrite):
         return False
     partial_out = out.parent / f".{out.name}.partial"
-    if partial_out.exists():
-        shutil.rmtree(partial_out)
-    partial_out.mkdir(parents=True)
     try:
+        if partial_out.exists():
+            shutil.rmtree(partial_out)
+        partial_out.mkdir(parents=True)
         _write(partial_out, settings, workers=workers)
         _swap_in(partial_out, out)
+    except OSError as error:
+        reason = error.strerror or error
+        raise PhantomError(
+            f"{out}: cannot be written: {reason}; what stood there is unchanged"
+        ) from None
     finally:
         shutil.rmtree(partial_out, ignore_errors=True)
     return True
