@@ -206,6 +206,6 @@ def test_a_failure_leaves_no_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("disk full")
 
     monkeypatch.setattr("shards.phantom.cohort.write_dicom", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(PhantomError, match="cannot be written: disk full"):
         write_cohort(tmp_path / "cohort", subjects=1, seed=1, workers=1)
     assert list(tmp_path.iterdir()) == []
