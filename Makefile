@@ -1,7 +1,7 @@
 # Every target sets up what it needs by itself; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real test check report hardness
+.PHONY: help setup demo real real-data test check report hardness
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -46,8 +46,10 @@ demo: $(READY) ## phantom scans to shards, two pretrained backbones, and a bench
 	@$(RUN) evaluation.run recipes/evaluation/demo.yaml test=$(TEST)
 	@$(RUN) evaluation.report stores/demo --out reports/benchmark
 
-real: $(READY) ## the same on real scans: make real DATA=folder [TEST=open]
+real-data:
 	@[ -d '$(DATA)' ] || { echo "error: no real data at $(DATA); name the folder with make real DATA=..., see README.md (Real data)" >&2; exit 2; }
+
+real: real-data $(READY) ## the same on real scans: make real DATA=folder [TEST=open]
 	@$(RUN) shards.build recipes/shards/real.yaml data_root='$(DATA)'
 	@$(PRETRAIN) recipes/pretrain/real_mae.yaml resume.if_changed=restart
 	@$(RUN) evaluation.run recipes/evaluation/real.yaml data_root='$(DATA)' test=$(TEST)

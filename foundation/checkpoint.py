@@ -50,7 +50,9 @@ def save_checkpoint(
     try:
         engine.save_checkpoint(beside, tag=_TAG, save_latest=False)
     except RuntimeError as error:  # torch's way to tell of a full disk
-        raise CheckpointError(f"{beside}: could not be written ({error})") from error
+        raise CheckpointError(
+            f"{beside}: could not be written, is the disk full? ({error})"
+        ) from error
     dist.barrier()
     content = {**state, "schema_version": SCHEMA_VERSION, "step": step}
     from_rank_zero(lambda: _publish(beside, final, state=content, keep=keep))

@@ -52,7 +52,6 @@ from foundation.ranks import (
 from foundation.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, ResumeConfig, RunState, open_run
 from foundation.vit import VitConfig, build_vit, patch_grid
 from recipes.load import Section, digest
-from shards.index import read_dataset
 from shards.stream import CropBatch, ShardReader, crop_batches
 
 _NUM_PICTURES = 6
@@ -138,7 +137,7 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
         micro_batch=config.train.micro_batch,
         world_size=ranks.world_size,
     )
-    dataset = read_dataset(config.shards)
+    dataset = ShardReader(config.shards).dataset
     check_spacing(config.preprocessing.spacing_mm, dataset=dataset, shards=config.shards)
     check_folder(config.out)
     print(

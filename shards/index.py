@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.load import digest
 from shards.codec import Checksums, ChunkChecksum, checksums
 from shards.files import sha256_of
 
@@ -98,7 +99,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: There is none, or it is of another version.
-        DamagedShard: It is not JSON any more.
+        DamagedShard: It is not what was written.
     """
     path = folder / DATASET
     if not path.is_file():
@@ -116,6 +117,9 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     missing += [name for shard in dataset.get("shards", []) for name in sorted(ENTRY - set(shard))]
     if missing:
         raise DamagedShard(f"{path}: damaged, it has no {missing[0]!r}; build again")
+    content = {name: value for name, value in dataset.items() if name != "digest"}
+    if digest(content) != dataset["digest"]:
+        raise DamagedShard(f"{path}: damaged, its digest is not that of its content; build again")
     return dataset
 
 

@@ -18,7 +18,7 @@ from foundation.backbone import load_backbone
 from foundation.log import read_log
 from foundation.pretrain import PretrainConfig, make_plan
 from foundation.ranks import Ranks
-from recipes.load import RecipeError, load
+from recipes.load import RecipeError, digest, load
 from shards.codec import encode
 from shards.files import write_json
 from shards.index import SCHEMA_VERSION
@@ -60,7 +60,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = {
         "schema_version": SCHEMA_VERSION,
         "name": "toy",
-        "digest": "d" * 64,
         "num_samples": 10,
         "num_subjects": 5,
         "shards": writer.close(),
@@ -69,7 +68,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "spacing_mm": None,
         "subjects": sorted(subjects),
     }
-    write_json(folder / "dataset.json", dataset)
+    write_json(folder / "dataset.json", {**dataset, "digest": digest(dataset)})
     return folder
 
 
@@ -177,7 +176,10 @@ def test_a_finished_run_has_everything_and_is_not_run_again(
     assert out.splitlines()[-1] == f"backbone: {run / 'backbone'}"
 
     backbone = load_backbone(run / "backbone")
-    assert backbone.provenance["shards"]["digest"] == "d" * 64
+    assert (
+        backbone.provenance["shards"]["digest"]
+        == (json.loads((shards / "dataset.json").read_text())["digest"])
+    )
     assert len(backbone.provenance["subjects"]) == 5
     assert len(backbone.provenance["source_digests"]) == 10
     assert backbone.provenance["scans_seen"] == 24
