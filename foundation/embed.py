@@ -12,7 +12,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from recipes.command import errors_in_one_line
 from shards.dicom import read_tree
 from shards.dicom_series import read_series
 from shards.files import write_bytes
-from shards.scan import MODALITIES, Scan, ScanError, read_scan
+from shards.scan import MODALITIES, Scan, ScanError, only_scan, read_scan
 
 NIFTI = (".nii", ".nii.gz")
 FORMATS = (".csv", ".npz")
@@ -114,7 +114,11 @@ def find_scans(scans: Path, *, modality: str | None) -> Iterator[Found]:
             number += 1
             name = f"{folder}#{number}"
         taken.add(name)
-        yield Found(name, partial(read_series, series.files))
+        yield Found(name, partial(_read_series, series.files))
+
+
+def _read_series(files: Sequence[Path]) -> Scan:
+    return only_scan(read_series(files))
 
 
 def write_table(out: Path, rows: dict[str, dict[str, np.ndarray]]) -> None:

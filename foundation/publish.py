@@ -45,7 +45,9 @@ def provenance_of(
             "modalities": dataset["modalities"],
         },
         "subjects": sorted(dataset["subjects"]),
-        "source_digests": sorted({sample.source_digest for sample in reader.samples}),
+        "source_digests": sorted(
+            {one.source_digest for sample in reader.samples for one in sample.sequences.values()}
+        ),
     }
 
 

@@ -8,7 +8,7 @@ appears when it is complete; what stood there stays until then.
 
 import errno
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,8 @@ from pydantic import Field
 
 from recipes.command import run_recipe
 from recipes.load import Section, digest
-from shards.convert import Converted, Task, convert_all
+from shards.convert import Converted, Task, convert
+from shards.executors import Executor, Pool, Serial
 from shards.files import (
     discard_draft,
     fresh_folder,
@@ -91,10 +92,15 @@ def _build(config: BuildConfig, *, sources: Sequence[Source], key: bytes, stamp:
         for item in source.inputs
     ]
     folder = fresh_folder(config.out)
-    writer = ShardWriter(folder, shard_size_mb=config.shard_size_mb)
+    shards: list[dict[str, Any]] = []
+    writer = ShardWriter(
+        folder,
+        shard_size_mb=config.shard_size_mb,
+        finished=lambda _, entry: shards.append(entry),
+    )
     try:
         entries, records = _write_samples(config, tasks=tasks, writer=writer)
-        shards = writer.close()
+        writer.close()
     finally:
         writer.discard()
     entries += [
@@ -118,24 +124,30 @@ def _build(config: BuildConfig, *, sources: Sequence[Source], key: bytes, stamp:
 
 def _write_samples(
     config: BuildConfig, *, tasks: Sequence[Task], writer: ShardWriter
-) -> tuple[list[Entry], list[dict[str, Any]]]:
+) -> tuple[list[Entry], list[Mapping[str, Any]]]:
     """Convert and write in order; a scan whose voxels were met before is rejected as its copy."""
     entries: list[Entry] = []
-    records: dict[str, dict[str, Any]] = {}
-    results = convert_all(tasks, workers=config.workers)
-    for task, result in zip(tasks, _progress(results, len(tasks)), strict=True):
-        reason, place = result.reason, (task.source, task.item.position)
-        if reason is None and result.record["source_digest"] in records:
-            reason = f"duplicate of {records[result.record['source_digest']]['key']}"
-        if reason is None:
-            writer.add(result.key, frame=result.frame, record=result.record)
-            records[result.record["source_digest"]] = result.record
-            entries.append(Entry(*place, "accepted", task.subject, key=result.key))
-            continue
-        entries.append(Entry(*place, "rejected", task.subject, reason=reason))
-        if len(entries) - len(records) > config.max_rejected_fraction * len(tasks):
-            _stop(config, entries, num_scans=len(tasks))
-    return entries, list(records.values())
+    records: list[Mapping[str, Any]] = []
+    seen: dict[str, str] = {}
+    executor: Executor = Serial() if config.workers == 1 else Pool(config.workers)
+    results = executor.map(convert, tasks)
+    for task, found in zip(tasks, _progress(results, len(tasks)), strict=True):
+        place = (task.source, task.item.position)
+        for one in found:
+            reason, sample = one.reason, one.sample
+            source_digest = sample.record["sequences"][0]["source_digest"] if sample else None
+            if source_digest in seen:
+                reason = f"duplicate of {seen[source_digest]}"
+            if sample is not None and reason is None:
+                writer.add(sample)
+                seen[sample.record["sequences"][0]["source_digest"]] = sample.key
+                records.append(sample.record)
+                entries.append(Entry(*place, "accepted", task.subject, key=sample.key))
+                continue
+            entries.append(Entry(*place, "rejected", task.subject, reason=reason))
+            if len(entries) - len(records) > config.max_rejected_fraction * len(tasks):
+                _stop(config, entries, num_scans=len(tasks))
+    return entries, records
 
 
 def _stop(config: BuildConfig, entries: Sequence[Entry], *, num_scans: int) -> NoReturn:
@@ -153,7 +165,7 @@ def _content(
     config: BuildConfig,
     *,
     sources: Sequence[Source],
-    records: Sequence[dict[str, Any]],
+    records: Sequence[Mapping[str, Any]],
     entries: Sequence[Entry],
 ) -> dict[str, Any]:
     """What ``dataset.json`` says of the scans."""
@@ -175,7 +187,9 @@ def _content(
             }
             for source in sources
         ],
-        "modalities": dict(Counter(record["modality"] for record in records)),
+        "modalities": dict(
+            Counter(one["modality"] for record in records for one in record["sequences"])
+        ),
         "spacing_mm": targets.pop() if len(targets) == 1 else None,
         "recipe_digest": config.digest,
         "inputs_digest": digest(outcome),
@@ -214,7 +228,7 @@ def _is_current(out: Path, stamp: str) -> bool:
         return False
 
 
-def _progress(results: Iterable[Converted], count: int) -> Iterable[Converted]:
+def _progress(results: Iterable[list[Converted]], count: int) -> Iterable[list[Converted]]:
     from tqdm import tqdm
 
     return tqdm(results, total=count, desc="scans", unit="scan", mininterval=1.0)

@@ -8,8 +8,8 @@ nothing damaged is ever decompressed.
 import hashlib
 import itertools
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,24 +30,47 @@ class Stored(NamedTuple):
     intercept: float
 
 
-class ChunkChecksum(NamedTuple):
-    """Where a compressed chunk lies in its frame, and its xxh3-64; size 0: the table holds it."""
-
-    offset: int
-    size: int
-    xxh3: str
-
-
 class Checksums(NamedTuple):
-    """xxh3-64 (16 hex digits) of a frame's header and tables, and of each compressed chunk.
+    """What a frame's bytes are compared with before anything in them is used.
 
-    The shapes, in voxels, tell which chunks a crop touches before the frame is opened.
+    Attributes:
+        shape, chunk_shape: In voxels; they tell which chunks a crop touches before the frame is
+            opened.
+        table: xxh3-64 (16 hex digits) of the frame's header and tables.
+        start: Offset of the first chunk in the frame; the others follow without gaps.
+        sizes: (N,) int64, bytes of each compressed chunk; 0 where the table holds it.
+        xxh3: (N,) uint64 of each compressed chunk.
     """
 
     shape: tuple[int, int, int]
     chunk_shape: tuple[int, int, int]
     table: str
-    chunks: list[ChunkChecksum]
+    start: int
+    sizes: np.ndarray
+    xxh3: np.ndarray
+
+    def as_json(self) -> dict[str, Any]:
+        """For an index: compact, as a large scan has hundreds of chunks."""
+        return {
+            "shape": list(self.shape),
+            "chunk_shape": list(self.chunk_shape),
+            "table": self.table,
+            "start": self.start,
+            "sizes": self.sizes.tolist(),
+            "xxh3": self.xxh3.astype(">u8").tobytes().hex(),
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Checksums":
+        """Back from :meth:`as_json`."""
+        return cls(
+            shape=tuple(found["shape"]),
+            chunk_shape=tuple(found["chunk_shape"]),
+            table=found["table"],
+            start=found["start"],
+            sizes=np.asarray(found["sizes"], dtype=np.int64),
+            xxh3=np.frombuffer(bytes.fromhex(found["xxh3"]), dtype=">u8").astype(np.uint64),
+        )
 
 
 class DamagedFrame(ValueError):
@@ -93,10 +116,10 @@ def source_digest(scan: Scan) -> str:
 
 
 def encode(voxels: np.ndarray) -> bytes:
-    """One frame of (D, H, W) int16 voxels; the same voxels give the same bytes."""
+    """One frame of (D, H, W) int16 voxels or uint8 labels; the same voxels give the same bytes."""
     import blosc2
 
-    assert voxels.dtype == np.int16
+    assert voxels.dtype in (np.int16, np.uint8)
     chunks = tuple(min(CHUNK, length) for length in voxels.shape)
     array = blosc2.asarray(
         np.ascontiguousarray(voxels),
@@ -115,46 +138,84 @@ def encode(voxels: np.ndarray) -> bytes:
 
 
 def checksums(frame: bytes | memoryview) -> Checksums:
-    """What :func:`read_crop` compares with. Chunks lie behind each other in their order."""
+    """What :func:`verify_crop` compares with. Chunks lie behind each other in their order."""
     import blosc2
     import xxhash
 
     frame = memoryview(frame)
     array = blosc2.ndarray_from_cframe(frame, copy=False)
-    offset, stop = _body(frame)
-    chunks = []
+    start, stop = _body(frame)
+    offset, sizes, sums = start, [], []
     for number in range(array.schunk.nchunks):
         chunk = array.schunk.get_chunk(number)
         # A chunk of one repeated value is only an entry in the table.
         size = len(chunk) if frame[offset : offset + len(chunk)] == chunk else 0
-        checksum = xxhash.xxh3_64_hexdigest(frame[offset : offset + size])
-        chunks.append(ChunkChecksum(offset, size, checksum))
+        sizes.append(size)
+        sums.append(xxhash.xxh3_64_intdigest(frame[offset : offset + size]))
         offset += size
     assert offset == stop, "a frame keeps its chunks in another order than expected"
-    return Checksums(array.shape, array.chunks, _table_checksum(frame), chunks)
+    return Checksums(
+        shape=tuple(array.shape),
+        chunk_shape=tuple(array.chunks),
+        table=_table_checksum(frame, start, stop),
+        start=start,
+        sizes=np.asarray(sizes, dtype=np.int64),
+        xxh3=np.asarray(sums, dtype=np.uint64),
+    )
+
+
+def needed_ranges(
+    expected: Checksums, *, size: int, start: Sequence[int], stop: Sequence[int]
+) -> list[tuple[int, int]]:
+    """[first, last) bytes of a frame of ``size`` bytes that a crop verifies and decompresses."""
+    offsets = _offsets(expected)
+    ranges = [(0, min(expected.start + CHUNK_HEADER_BYTES, int(offsets[-1])))]
+    for number in _touched(expected.shape, expected.chunk_shape, start, stop):
+        ranges.append((int(offsets[number]), int(offsets[number + 1])))
+    ranges.append((int(offsets[-1]), size))
+    return [(first, last) for first, last in ranges if first < last]
+
+
+def verify_crop(
+    frame: memoryview, *, start: Sequence[int], stop: Sequence[int], expected: Checksums
+) -> None:
+    """Compare the bytes that voxels [start, stop) need, and no others.
+
+    Raises:
+        DamagedFrame: A touched chunk, or the frame's header or tables, is not what was written.
+    """
+    import xxhash
+
+    offsets = _offsets(expected)
+    if _table_checksum(frame, expected.start, int(offsets[-1])) != expected.table:
+        raise DamagedFrame("the header or the chunk table", 0)
+    for number in _touched(expected.shape, expected.chunk_shape, start, stop):
+        first, last = int(offsets[number]), int(offsets[number + 1])
+        if xxhash.xxh3_64_intdigest(frame[first:last]) != int(expected.xxh3[number]):
+            raise DamagedFrame(f"chunk {number} of {len(expected.sizes)}", first)
+
+
+def decode_crop(frame: memoryview, *, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+    """Voxels [start, stop) of a verified frame; only the blocks they lie in are decompressed."""
+    import blosc2
+
+    array = blosc2.ndarray_from_cframe(frame, copy=False)
+    window = tuple(slice(first, last) for first, last in zip(start, stop, strict=True))
+    return np.asarray(array[window])
 
 
 def read_crop(
     frame: bytes | memoryview, *, start: Sequence[int], stop: Sequence[int], expected: Checksums
 ) -> np.ndarray:
-    """Voxels [start, stop) of a frame, reading and verifying only the chunks they lie in.
-
-    Raises:
-        DamagedFrame: A touched chunk, or the frame's header or tables, is not what was written.
-    """
-    import blosc2
-    import xxhash
-
+    """:func:`verify_crop`, then :func:`decode_crop`."""
     frame = memoryview(frame)
-    if _table_checksum(frame) != expected.table:
-        raise DamagedFrame("the header or the chunk table", 0)
-    for number in _touched(expected.shape, expected.chunk_shape, start, stop):
-        offset, size, checksum = expected.chunks[number]
-        if xxhash.xxh3_64_hexdigest(frame[offset : offset + size]) != checksum:
-            raise DamagedFrame(f"chunk {number} of {len(expected.chunks)}", offset)
-    array = blosc2.ndarray_from_cframe(frame, copy=False)
-    window = tuple(slice(first, last) for first, last in zip(start, stop, strict=True))
-    return np.asarray(array[window])
+    verify_crop(frame, start=start, stop=stop, expected=expected)
+    return decode_crop(frame, start=start, stop=stop)
+
+
+def _offsets(expected: Checksums) -> np.ndarray:
+    """(N + 1,) first byte of each chunk, then the byte behind the last one."""
+    return np.concatenate([[expected.start], expected.start + np.cumsum(expected.sizes)])
 
 
 def _touched(
@@ -170,23 +231,20 @@ def _touched(
 
 
 def _body(frame: memoryview) -> tuple[int, int]:
-    """[start, stop) of the chunks in a frame; (0, 0) where its header cannot be right.
+    """[start, stop) of the chunks in a frame.
 
     The contiguous frame format keeps the header's length at byte 11 and the length of all chunks
     together, which follow it, at byte 39.
     """
-    if len(frame) < 47:
-        return 0, 0
     (header,) = struct.unpack(">i", frame[11:15])
     (body,) = struct.unpack(">q", frame[39:47])
-    return (header, header + body) if 0 < header <= header + body <= len(frame) else (0, 0)
+    return header, header + body
 
 
-def _table_checksum(frame: memoryview) -> str:
+def _table_checksum(frame: memoryview, start: int, stop: int) -> str:
     """xxh3-64 of what opening reads: header, offset table, trailer, the first chunk's header."""
     import xxhash
 
-    start, stop = _body(frame)
     state = xxhash.xxh3_64()
     state.update(frame[: min(start + CHUNK_HEADER_BYTES, stop)])
     state.update(frame[stop:])

@@ -4,7 +4,7 @@ Slices are ordered along the slice normal, never by file name. What cannot be pl
 repeats, tilt, mixed orientations) is refused with the reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from shards.dicom import number, read_dataset, same_direction, subject_of
 from shards.dicom_slice import Slice, read_slice
-from shards.scan import MODALITIES, Scan, ScanError, physical_units, to_lps
+from shards.policy import LENIENT, Policy
+from shards.scan import MODALITIES, Origin, Scan, ScanError, physical_units, to_lps
 
 GAP_TOLERANCE = 0.05  # of the slice distance
 SAME_PLACE_MM = 0.01
@@ -26,14 +27,16 @@ MANUFACTURERS = frozenset(
 )
 
 
-def read_series(files: Sequence[Path], *, modality: str | None = None, min_slices: int = 1) -> Scan:
-    """Read one series, its slices in any order.
+def read_series(
+    files: Sequence[Path], *, modality: str | None = None, policy: Policy = LENIENT
+) -> Iterator[Scan]:
+    """Read one series, its slices in any order; each time point is a scan.
 
     Raises:
         ScanError: Too few slices, a gap, a repeat, tilt, colour, a damaged file, and the like.
     """
-    if len(files) < max(min_slices, 1):
-        raise ScanError(f"{len(files)} slices, the recipe asks for {min_slices}")
+    if len(files) < policy.min_slices:
+        raise ScanError(f"{len(files)} slices, the recipe asks for {policy.min_slices}")
     first = read_dataset(files[0])
     kind = _modality(first, modality)
     slices = [read_slice(read_dataset(path), modality=kind) for path in files]
@@ -46,8 +49,10 @@ def read_series(files: Sequence[Path], *, modality: str | None = None, min_slice
     affine = np.eye(4)
     affine[:3, :3] = np.stack([step, along_rows * row_mm, along_columns * column_mm], axis=1)
     affine[:2] *= -1  # LPS to RAS
-    voxels, spacing_mm = to_lps(physical_units(_stack(slices), modality=kind), affine=affine)
-    return Scan(voxels, spacing_mm, kind, subject_of(first), _metadata(first))
+    affine[:3, 3] = np.diag([-1, -1, 1]) @ slices[0].position
+    found = to_lps(physical_units(_stack(slices), modality=kind), affine=affine)
+    origin = Origin(subject=subject_of(first))
+    yield Scan(found.voxels, found.spacing_mm, kind, found.affine, origin, _metadata(first))
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:
@@ -109,8 +114,8 @@ def _modality(dataset: Any, declared: str | None) -> str:
     return found
 
 
-def _metadata(dataset: Any) -> dict[str, str | float]:
-    found: dict[str, str | float] = {}
+def _metadata(dataset: Any) -> dict[str, str | float | bool]:
+    found: dict[str, str | float | bool] = {}
     body_part = str(dataset.get("BodyPartExamined") or "").upper()
     if body_part in BODY_PARTS:
         found["body_part"] = body_part

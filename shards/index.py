@@ -6,25 +6,24 @@ compressed chunk of a volume.
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipes.load import digest
-from shards.codec import Checksums, ChunkChecksum, checksums
-from shards.files import sha256_of
+from shards.codec import Checksums
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATASET = "dataset.json"
 LEDGER = "ledger.jsonl"
 CONTENT = frozenset(
     {"shards", "num_samples", "num_subjects", "sources", "modalities", "spacing_mm", "subjects"}
 )
 ENTRY = frozenset({"file", "sha256", "size_bytes", "num_samples", "index_sha256"})
-VOLUME = "volume.b2nd"
 RECORD = "scan.json"
+VOLUME = "volume"
+"""The name of a plain sample's only sequence."""
 
 
 class DamagedShard(ValueError):
@@ -41,57 +40,65 @@ class Member:
 
 
 @dataclass(frozen=True)
+class StoredSequence:
+    """One volume of a sample. ``statistics`` as in ``shards.intensity``; ``quality`` in [0, 1]."""
+
+    name: str
+    modality: str
+    slope: float
+    intercept: float
+    statistics: Mapping[str, float]
+    source_digest: str
+    perceptual_hash: str
+    quality: float
+    metadata: Mapping[str, str | float | bool]
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One scan of a shard. ``statistics`` and ``foreground_box`` as in ``shards.intensity``."""
+    """All of one subject and visit, on one grid.
+
+    Attributes:
+        foreground_box: As in ``shards.intensity``, of the first sequence.
+        subject: Pseudonym, 16 hex digits.
+        visit_day: Days from a day that only the key knows, the same for all visits of a subject:
+            differences between two visits of one subject are true, nothing else means anything.
+        values: Metadata columns of a cohort that the recipe asked for.
+        sequences: In the order of the recipe; a plain sample has one, named ``volume``.
+        masks: Names of the label volumes on the same grid.
+        members: By name within the sample: ``volume.b2nd``, ``lesion.mask.b2nd``, ``scan.json``.
+        checksums: Of the members that are volumes.
+    """
 
     key: str
     shard: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
-    modality: str
-    slope: float
-    intercept: float
-    statistics: Mapping[str, float]
     foreground_box: tuple[tuple[int, int], ...]
     subject: str
     source: str
     split: str | None
-    source_digest: str
+    visit_day: int | None
+    values: Mapping[str, str | int | float | None]
+    sequences: Mapping[str, StoredSequence]
+    masks: tuple[str, ...]
     members: Mapping[str, Member]
-    checksums: Checksums
+    checksums: Mapping[str, Checksums]
+
+
+def sequence_member(name: str) -> str:
+    """``t1w`` -> ``t1w.b2nd``."""
+    return f"{name}.b2nd"
+
+
+def mask_member(name: str) -> str:
+    """``lesion`` -> ``lesion.mask.b2nd``."""
+    return f"{name}.mask.b2nd"
 
 
 def index_path(tar: Path) -> Path:
     """``shard-000000.tar`` -> ``shard-000000.index.json``."""
     return tar.with_suffix(".index.json")
-
-
-def index_of(tar: Path) -> dict[str, Any]:
-    """The index of a finished tar, from its bytes on the disk."""
-    samples: dict[str, dict[str, Any]] = {}
-    with tarfile.open(tar) as archive, tar.open("rb") as file:
-        for info in archive:
-            key, _, name = info.name.partition(".")
-            file.seek(info.offset_data)
-            content = file.read(info.size)
-            member: dict[str, Any] = {
-                "offset": info.offset_data,
-                "size": info.size,
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-            sample = samples.setdefault(key, {"key": key, "members": {}})
-            sample["members"][name] = member
-            if name == VOLUME:
-                sample["checksums"] = checksums(content)._asdict()
-            if name == RECORD:
-                sample["scan"] = json.loads(content)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "shard": tar.name,
-        "size_bytes": tar.stat().st_size,
-        "sha256": sha256_of(tar),
-        "samples": list(samples.values()),
-    }
 
 
 def read_dataset(folder: Path) -> dict[str, Any]:
@@ -139,26 +146,20 @@ def read_index(folder: Path, shard: Mapping[str, Any]) -> list[Sample]:
 
 
 def _sample(shard: str, entry: Mapping[str, Any]) -> Sample:
-    scan, sums = entry["scan"], entry["checksums"]
+    scan = entry["scan"]
     return Sample(
         key=entry["key"],
         shard=shard,
         shape=tuple(scan["shape"]),
         spacing_mm=tuple(scan["spacing_mm"]),
-        modality=scan["modality"],
-        slope=scan["slope"],
-        intercept=scan["intercept"],
-        statistics=scan["statistics"],
         foreground_box=tuple((first, last) for first, last in scan["foreground_box"]),
         subject=scan["subject"],
         source=scan["source"],
         split=scan["split"],
-        source_digest=scan["source_digest"],
+        visit_day=scan["visit_day"],
+        values=scan["values"],
+        sequences={one["name"]: StoredSequence(**one) for one in scan["sequences"]},
+        masks=tuple(scan["masks"]),
         members={name: Member(**member) for name, member in entry["members"].items()},
-        checksums=Checksums(
-            shape=tuple(sums["shape"]),
-            chunk_shape=tuple(sums["chunk_shape"]),
-            table=sums["table"],
-            chunks=[ChunkChecksum(*chunk) for chunk in sums["chunks"]],
-        ),
+        checksums={name: Checksums.from_json(sums) for name, sums in entry["checksums"].items()},
     )

@@ -4,12 +4,16 @@ Axes are LPS: D runs from inferior to superior, H from anterior to posterior, W 
 right to left; ``spacing_mm`` is (d, h, w). Only the readers know a file format's own order.
 """
 
+import datetime
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+from shards.policy import LENIENT, Policy
 
 MODALITIES = ("CT", "MR", "PT", "OT")
 MAX_SHEAR = 0.02  # |cosine| between two voxel axes: 1.1 degrees, far below any gantry tilt in use
@@ -21,6 +25,25 @@ class ScanError(ValueError):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a file says of where it comes from; it identifies, so none of it is ever written.
+
+    Attributes:
+        subject: DICOM PatientID.
+        series: SeriesInstanceUID.
+        frame_of_reference: FrameOfReferenceUID: scans that share it lie in one space.
+        date: Of the study.
+        description: SeriesDescription, for selection rules.
+    """
+
+    subject: str | None = None
+    series: str | None = None
+    frame_of_reference: str | None = None
+    date: datetime.date | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True)
 class Scan:
     """One volume with what is known about it.
 
@@ -28,24 +51,52 @@ class Scan:
         voxels: (D, H, W) in LPS order; CT is int16 in Hounsfield units, others int16 or float32.
         spacing_mm: (d, h, w).
         modality: One of ``MODALITIES``.
-        subject: Identity as the file tells it (DICOM PatientID); never written anywhere.
+        affine: (4, 4), from voxel indices (d, h, w, 1) to patient millimetres (x, y, z, 1) in LPS;
+            None where the file has no geometry.
+        origin: Who and when; never written anywhere.
         metadata: Descriptions from an allow-list (``body_part``, ``manufacturer``, ...).
+        left_out: Files of the input that are no part of this scan: their number, by reason.
     """
 
     voxels: np.ndarray
     spacing_mm: tuple[float, float, float]
     modality: str
-    subject: str | None = None
-    metadata: Mapping[str, str | float] = field(default_factory=dict)
+    affine: np.ndarray | None = None
+    origin: Origin = Origin()
+    metadata: Mapping[str, str | float | bool] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_scan(where: str | Path, *, modality: str | None = None, min_slices: int = 1) -> Scan:
-    """Read one scan: a NIfTI file, a folder with one DICOM series, or ``FILE.npz#split/index``.
+def read_scan(where: str | Path, *, modality: str | None = None, policy: Policy = LENIENT) -> Scan:
+    """:func:`read_scans` for a place that holds exactly one.
+
+    Raises:
+        ScanError: Anything that keeps the scan from being used, or a second scan.
+    """
+    return only_scan(read_scans(where, modality=modality, policy=policy))
+
+
+def only_scan(scans: Iterator[Scan]) -> Scan:
+    """The one scan of a file or series.
+
+    Raises:
+        ScanError: There is a second one.
+    """
+    first = next(scans)
+    if next(scans, None) is not None:
+        raise ScanError("several volumes in one file or series, expected one")
+    return first
+
+
+def read_scans(
+    where: str | Path, *, modality: str | None = None, policy: Policy = LENIENT
+) -> Iterator[Scan]:
+    """Read a NIfTI file, a folder with one DICOM series, or ``FILE.npz#split/index``.
 
     Args:
-        where: The scan.
+        where: The scans; several where they are time points of one acquisition.
         modality: What the scan is; DICOM tells by itself, and must then agree.
-        min_slices: Fewest voxels along the shortest axis (DICOM: fewest slices).
+        policy: What is done with odd geometry.
 
     Raises:
         ScanError: Anything that keeps the scan from being used.
@@ -54,7 +105,8 @@ def read_scan(where: str | Path, *, modality: str | None = None, min_slices: int
     if modality is not None and modality not in MODALITIES:
         raise ScanError(f"the modality is not one of {', '.join(MODALITIES)}")
     if "#" in name:
-        return _read_npz(name, modality=modality)
+        yield _read_npz(name, modality=modality)
+        return
     if not Path(name).exists():
         raise ScanError("the file or folder does not exist")
     if Path(name).is_dir():
@@ -64,9 +116,11 @@ def read_scan(where: str | Path, *, modality: str | None = None, min_slices: int
         found = find_series(name)
         if len(found) != 1:
             raise ScanError(f"the folder holds {len(found)} DICOM series, expected one")
-        return read_series(found[0].files, modality=modality, min_slices=min_slices)
+        yield from read_series(found[0].files, modality=modality, policy=policy)
+        return
     if name.endswith((".nii", ".nii.gz")):
-        return _read_nifti(name, modality=modality, min_slices=min_slices)
+        yield _read_nifti(name, modality=modality, policy=policy)
+        return
     raise ScanError("neither a NIfTI file, a DICOM folder nor a member of an npz archive")
 
 
@@ -93,20 +147,37 @@ def resample(scan: Scan, spacing_mm: tuple[float, float, float]) -> Scan:
     voxels = torchio.Resample(spacing_mm, antialias=smooth)(image).data[0].numpy()
     if scan.modality == "CT":
         voxels = hounsfield(voxels)
-    return replace(scan, voxels=np.ascontiguousarray(voxels), spacing_mm=spacing_mm)
+    affine = None if scan.affine is None else _regridded(scan, voxels.shape, spacing_mm)
+    return replace(scan, voxels=np.ascontiguousarray(voxels), spacing_mm=spacing_mm, affine=affine)
 
 
-def to_lps(
-    voxels: np.ndarray, *, affine: np.ndarray
-) -> tuple[np.ndarray, tuple[float, float, float]]:
+def _regridded(
+    scan: Scan, shape: tuple[int, ...], spacing_mm: tuple[float, float, float]
+) -> np.ndarray:
+    """The affine of a grid around the same centre."""
+    assert scan.affine is not None
+    scale = np.diag([*np.divide(spacing_mm, scan.spacing_mm), 1.0])
+    old = (np.asarray(scan.voxels.shape) - 1) / 2
+    new = (np.asarray(shape) - 1) / 2 * np.diag(scale)[:3]
+    scale[:3, 3] = old - new
+    moved: np.ndarray = scan.affine @ scale
+    return moved
+
+
+class Oriented(NamedTuple):
+    """Voxels (D, H, W) in LPS order, their spacing (d, h, w), and the affine of a :class:`Scan`."""
+
+    voxels: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    affine: np.ndarray
+
+
+def to_lps(voxels: np.ndarray, *, affine: np.ndarray) -> Oriented:
     """Turn an array in any order into (D, H, W) by the nearest permutation and flips.
 
     Args:
         voxels: (I, J, K).
         affine: (4, 4), from voxel indices to millimetres in RAS (the NIfTI frame).
-
-    Returns:
-        The voxels and their spacing (d, h, w).
     """
     import nibabel
 
@@ -123,7 +194,13 @@ def to_lps(
     spacing_ras[orientation[:, 0].astype(int)] = lengths
     lps = ras[::-1, ::-1].transpose(2, 1, 0)
     right_left, front_back, down_up = (float(length) for length in spacing_ras)
-    return np.ascontiguousarray(lps), (down_up, front_back, right_left)
+    # Back from (d, h, w) of ``lps`` to the indices of ``voxels``, then to RAS, then to LPS.
+    back = nibabel.orientations.inv_ornt_aff(orientation, voxels.shape)
+    flip = np.zeros((4, 4))
+    flip[[0, 1, 2, 3], [2, 1, 0, 3]] = (-1, -1, 1, 1)
+    flip[:2, 3] = ras.shape[0] - 1, ras.shape[1] - 1
+    placed = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, np.float64) @ back @ flip
+    return Oriented(np.ascontiguousarray(lps), (down_up, front_back, right_left), placed)
 
 
 def physical_units(voxels: np.ndarray, *, modality: str) -> np.ndarray:
@@ -158,7 +235,7 @@ def hounsfield(voxels: np.ndarray) -> np.ndarray:
     return np.rint(voxels).astype(np.int16) if voxels.dtype.kind == "f" else voxels.astype(np.int16)
 
 
-def _read_nifti(name: str, *, modality: str | None, min_slices: int) -> Scan:
+def _read_nifti(name: str, *, modality: str | None, policy: Policy) -> Scan:
     import nibabel
 
     if modality is None:
@@ -175,10 +252,10 @@ def _read_nifti(name: str, *, modality: str | None, min_slices: int) -> Scan:
         voxels = voxels[..., 0]
     if voxels.ndim != 3:
         raise ScanError(f"an image of {voxels.ndim} dimensions, expected three")
-    if min(voxels.shape) < min_slices:
-        raise ScanError(f"{min(voxels.shape)} slices, the recipe asks for {min_slices}")
-    voxels, spacing_mm = to_lps(physical_units(voxels, modality=modality), affine=affine)
-    return Scan(voxels=voxels, spacing_mm=spacing_mm, modality=modality)
+    if min(voxels.shape) < policy.min_slices:
+        raise ScanError(f"{min(voxels.shape)} slices, the recipe asks for {policy.min_slices}")
+    found = to_lps(physical_units(voxels, modality=modality), affine=affine)
+    return Scan(found.voxels, found.spacing_mm, modality, found.affine)
 
 
 def _read_npz(name: str, *, modality: str | None) -> Scan:

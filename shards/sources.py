@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from recipes.load import Section
 from shards.cohort import Cohort, CohortRow, load_cohort
 from shards.dicom import read_tree
+from shards.policy import Policy
 
 Spacing = tuple[float, float, float]
 Cell = str | int | float | None
@@ -41,7 +42,7 @@ class SourceConfig(Section):
     source: str | None = None
     spacing_mm: Spacing | None = None
     max_spacing_mm: float | None = Field(default=None, gt=0)
-    min_slices: int = Field(default=8, ge=1)
+    policy: Policy = Policy()
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SourceConfig":

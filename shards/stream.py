@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards.codec import DamagedFrame, read_crop
-from shards.index import VOLUME, DamagedShard, Sample, read_dataset, read_index
+from shards.index import VOLUME, DamagedShard, Sample, read_dataset, read_index, sequence_member
 from shards.intensity import IntensityStatistics
 from shards.order import crop_start, sample_at
 from shards.scan import INT16, MODALITIES
 
+_MEMBER = sequence_member(VOLUME)
 SUBJECT_DIGITS = 15  # of a pseudonym, as many as a signed 64-bit number holds
 
 
@@ -106,12 +107,12 @@ class ShardReader:
             raise ValueError(f"{sample.key}: a crop at {tuple(start)} lies outside {sample.shape}")
         try:
             found = read_crop(
-                self._frame(sample), start=first, stop=last, expected=sample.checksums
+                self._frame(sample), start=first, stop=last, expected=sample.checksums[_MEMBER]
             )
         except DamagedFrame as error:
-            place = sample.members[VOLUME].offset + error.offset
+            place = sample.members[_MEMBER].offset + error.offset
             raise DamagedShard(
-                f"{self._folder / sample.shard}: {sample.key}.{VOLUME} is damaged at byte {place}"
+                f"{self._folder / sample.shard}: {sample.key}.{_MEMBER} is damaged at byte {place}"
                 f" ({error.what}); run python -m shards.verify {self._folder}, then build again"
             ) from None
         if found.shape == tuple(shape):
@@ -130,7 +131,7 @@ class ShardReader:
                     f"{self._folder / sample.shard}: cannot be opened ({error})"
                 ) from None
             self._maps[sample.shard] = memoryview(mapped)
-        member = sample.members[VOLUME]
+        member = sample.members[_MEMBER]
         return self._maps[sample.shard][member.offset : member.offset + member.size]
 
 
@@ -252,13 +253,14 @@ def _stack(
     positions: Sequence[int],
     read_s: float,
 ) -> CropBatch:
-    statistics = [[one.statistics[name] for name in IntensityStatistics._fields] for one in samples]
+    volumes = [one.sequences[VOLUME] for one in samples]
+    statistics = [[one.statistics[name] for name in IntensityStatistics._fields] for one in volumes]
     return CropBatch(
         volume=torch.from_numpy(np.stack([crop for crop, _ in crops])[:, None]),
         inside=torch.from_numpy(np.stack([inside for _, inside in crops])),
-        slope=torch.tensor([one.slope for one in samples], dtype=torch.float32),
-        intercept=torch.tensor([one.intercept for one in samples], dtype=torch.float32),
-        modality=torch.tensor([MODALITIES.index(one.modality) for one in samples]),
+        slope=torch.tensor([one.slope for one in volumes], dtype=torch.float32),
+        intercept=torch.tensor([one.intercept for one in volumes], dtype=torch.float32),
+        modality=torch.tensor([MODALITIES.index(one.modality) for one in volumes]),
         statistics=torch.tensor(statistics, dtype=torch.float32),
         spacing_mm=torch.tensor([one.spacing_mm for one in samples], dtype=torch.float32),
         position=torch.tensor(positions),
@@ -270,7 +272,8 @@ def _stack(
 
 def _air(sample: Sample) -> int:
     """The stored value of the lowest intensity of a scan."""
-    level = round((sample.statistics["minimum"] - sample.intercept) / sample.slope)
+    volume = sample.sequences[VOLUME]
+    level = round((volume.statistics["minimum"] - volume.intercept) / volume.slope)
     return min(max(level, INT16.min), INT16.max)
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from recipes.command import errors_in_one_line
 from recipes.load import digest
-from shards.codec import DamagedFrame, read_crop
+from shards.codec import DamagedFrame, verify_crop
 from shards.files import sha256_of
-from shards.index import DATASET, LEDGER, VOLUME, DamagedShard, Sample, read_dataset, read_index
+from shards.index import DATASET, LEDGER, DamagedShard, Sample, read_dataset, read_index
 
 DAMAGED = 1
 
@@ -89,16 +89,23 @@ def _verify_shard(tar: Path, shard: Mapping[str, Any], samples: list[Sample]) ->
                 if hashlib.sha256(content).hexdigest() == member.sha256:
                     continue
                 in_members = True
-                place = member.offset + (_damaged_chunk(sample, content) if name == VOLUME else 0)
+                place = member.offset + _damaged_chunk(sample, name, content)
                 yield f"{tar}: {sample.key}.{name} is damaged at or after byte {place}"
     if not is_whole and not in_members:
         yield f"{tar}: damaged between its members (tar headers)"
 
 
-def _damaged_chunk(sample: Sample, frame: bytes) -> int:
-    """First byte, within the frame, of the part whose checksum differs."""
+def _damaged_chunk(sample: Sample, name: str, content: bytes) -> int:
+    """First byte, within the member, of the part whose checksum differs."""
+    if name not in sample.checksums:
+        return 0
     try:
-        read_crop(frame, start=(0, 0, 0), stop=sample.shape, expected=sample.checksums)
+        verify_crop(
+            memoryview(content),
+            start=(0, 0, 0),
+            stop=sample.shape,
+            expected=sample.checksums[name],
+        )
     except DamagedFrame as error:
         return error.offset
     return 0
@@ -110,7 +117,11 @@ def _verify_counts(
     for what, found, said in (
         ("samples", len(samples), dataset["num_samples"]),
         ("subjects", sorted({one.subject for one in samples}), dataset["subjects"]),
-        ("modalities", Counter(one.modality for one in samples), dataset["modalities"]),
+        (
+            "modalities",
+            Counter(each.modality for one in samples for each in one.sequences.values()),
+            dataset["modalities"],
+        ),
     ):
         if found != said:
             yield f"{folder / DATASET}: the {what} of the indexes differ from what it says"

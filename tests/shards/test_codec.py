@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shards.codec import DamagedFrame, checksums, encode, quantise, read_crop, source_digest
-from shards.scan import Scan, read_scan
+from shards.scan import Origin, Scan, read_scan
 
 
 def _volume(shape: tuple[int, int, int] = (70, 90, 65)) -> np.ndarray:
@@ -52,14 +52,15 @@ def test_only_touched_chunks_are_read() -> None:
     volume = _volume()
     frame = encode(volume)
     expected = checksums(frame)
-    number, last = len(expected.chunks) - 1, expected.chunks[-1]
+    number = len(expected.sizes) - 1
+    last_offset = expected.start + int(expected.sizes[:-1].sum())
     damaged = bytearray(frame)
-    damaged[last.offset + 40] ^= 1
+    damaged[last_offset + 40] ^= 1
     found = read_crop(bytes(damaged), start=(0, 0, 0), stop=(64, 90, 64), expected=expected)
     np.testing.assert_array_equal(found, volume[:64, :, :64])
     with pytest.raises(DamagedFrame, match=f"chunk {number} of {number + 1}") as caught:
         read_crop(bytes(damaged), start=(60, 80, 60), stop=(70, 90, 65), expected=expected)
-    assert caught.value.offset == last.offset
+    assert caught.value.offset == last_offset
 
 
 def test_a_damaged_neighbour_is_harmless_or_found() -> None:
@@ -67,8 +68,9 @@ def test_a_damaged_neighbour_is_harmless_or_found() -> None:
     volume = _volume((70, 90, 10))
     frame = encode(volume)
     expected = checksums(frame)
-    for chunk in expected.chunks[:-1]:
-        for place in range(chunk.offset, chunk.offset + min(chunk.size, 40)):
+    offsets = expected.start + np.cumsum([0, *expected.sizes])
+    for offset, size in zip(offsets, expected.sizes[:-1], strict=False):
+        for place in range(offset, offset + min(size, 40)):
             damaged = bytearray(frame)
             damaged[place] ^= 0x80
             try:
@@ -118,10 +120,12 @@ def test_a_flat_volume() -> None:
 
 
 def test_the_source_digest_sees_voxels_and_geometry() -> None:
-    scan = Scan(_volume((4, 5, 6)), (3.0, 1.0, 2.0), "CT", subject="a")
+    scan = Scan(_volume((4, 5, 6)), (3.0, 1.0, 2.0), "CT", origin=Origin(subject="a"))
     other = scan.voxels.copy()
     other[1, 2, 3] += 1
-    assert source_digest(scan) == source_digest(Scan(scan.voxels, scan.spacing_mm, "CT", "b"))
+    assert source_digest(scan) == source_digest(
+        Scan(scan.voxels, scan.spacing_mm, "CT", origin=Origin(subject="b"))
+    )
     assert source_digest(scan) != source_digest(Scan(other, scan.spacing_mm, "CT"))
     assert source_digest(scan) != source_digest(Scan(scan.voxels, (3.0, 1.0, 2.1), "CT"))
     turned = Scan(scan.voxels.reshape(6, 5, 4), scan.spacing_mm, "CT")

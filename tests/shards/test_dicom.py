@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shards.dicom import find_series, read_tree
+from shards.policy import Policy
 from shards.scan import ScanError, read_scan
 
 SHAPE = (5, 7, 6)
@@ -26,7 +27,7 @@ def test_an_axial_ct(tmp_path: Path, series: Write, truth: np.ndarray) -> None:
     np.testing.assert_array_equal(scan.voxels, truth)
     assert scan.voxels.dtype == np.int16
     assert scan.spacing_mm == (4.0, 2.0, 1.5)
-    assert (scan.modality, scan.subject) == ("CT", "PAT-1")
+    assert (scan.modality, scan.origin.subject) == ("CT", "PAT-1")
 
 
 def test_a_coronal_series_from_behind(tmp_path: Path, slice_file: Write) -> None:
@@ -200,7 +201,7 @@ def test_truncated_files(tmp_path: Path, series: Write, truth: np.ndarray) -> No
 def test_too_few_slices_and_a_single_one(tmp_path: Path, series: Write, truth: np.ndarray) -> None:
     series(tmp_path / "a", truth)
     with pytest.raises(ScanError, match="5 slices, the recipe asks for 6"):
-        read_scan(tmp_path / "a", min_slices=6)
+        read_scan(tmp_path / "a", policy=Policy(min_slices=6))
     series(tmp_path / "one", truth[:1])
     assert read_scan(tmp_path / "one").spacing_mm == (4.0, 2.0, 1.5)
     series(tmp_path / "unknown", truth[:1], SliceThickness=None)
@@ -232,6 +233,9 @@ def test_real_series_agree_with_their_ground_truth(real_data: Path) -> None:
             expected = read_scan(path, modality="MR")
             np.testing.assert_array_equal(scan.voxels, expected.voxels)
             np.testing.assert_allclose(scan.spacing_mm, expected.spacing_mm, atol=1e-5)
+            assert scan.affine is not None
+            assert expected.affine is not None
+            np.testing.assert_allclose(scan.affine, expected.affine, atol=1e-3)
             compared += 1
     assert compared == 28
     assert refused == {

@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from shards.policy import Policy
 from shards.scan import Scan, ScanError, read_scan, resample
 
 SHAPE = (7, 6, 5)  # stored axes of the test images
@@ -90,7 +91,7 @@ def test_what_is_no_volume_is_refused(
 ) -> None:
     path = _save(tmp_path / f"{name}.nii.gz", voxels)
     with pytest.raises(ScanError, match=reason):
-        read_scan(path, modality="MR", min_slices=3)
+        read_scan(path, modality="MR", policy=Policy(min_slices=3))
 
 
 def test_hounsfield_units_must_fit(tmp_path: Path) -> None:

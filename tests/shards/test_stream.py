@@ -58,9 +58,11 @@ def test_a_batch_has_the_stated_shapes(shards: Path) -> None:
     records = {sample.key: sample for sample in ShardReader(shards).samples}
     for row, key in enumerate(batch.keys):
         sample = records[key]
-        assert MODALITIES[batch.modality[row]] == sample.modality
+        assert MODALITIES[batch.modality[row]] == sample.sequences["volume"].modality
         assert batch.subject[row] == int(sample.subject[:15], 16)
-        assert batch.statistics[row, 5].item() == pytest.approx(sample.statistics["p50"])
+        assert batch.statistics[row, 5].item() == pytest.approx(
+            sample.sequences["volume"].statistics["p50"]
+        )
 
 
 def test_two_ranks_joined_are_one(shards: Path) -> None:
@@ -143,9 +145,12 @@ def test_crops_are_the_scans_voxels(shards: Path, toy_volume: Callable[..., np.n
     sample = reader.samples[3]
     stored = toy_volume(10, (12, 10, 9)).astype(np.float32) * 1.5 + 0.25
     expected = stored[::-1, ::-1].transpose(2, 1, 0)
-    found = reader.read_volume(3) * sample.slope + sample.intercept
+    found = (
+        reader.read_volume(3) * sample.sequences["volume"].slope
+        + sample.sequences["volume"].intercept
+    )
     assert sample.spacing_mm == (3.0, 2.0, 1.0)
-    np.testing.assert_allclose(found, expected, atol=0.51 * sample.slope)
+    np.testing.assert_allclose(found, expected, atol=0.51 * sample.sequences["volume"].slope)
 
 
 def test_a_crop_outside_the_scan_is_a_mistake(shards: Path) -> None:
@@ -158,7 +163,7 @@ def test_a_flipped_byte_is_never_delivered(shards: Path, tmp_path: Path) -> None
     shutil.copytree(shards, folder)
     reader = ShardReader(folder)
     sample = reader.samples[4]
-    place = sample.members["volume.b2nd"].offset + sample.checksums.chunks[0].offset + 50
+    place = sample.members["volume.b2nd"].offset + sample.checksums["volume.b2nd"].start + 50
     content = bytearray((folder / sample.shard).read_bytes())
     content[place] ^= 1
     (folder / sample.shard).write_bytes(content)
