@@ -1,7 +1,7 @@
 # Every target sets up what it needs by itself; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real real-data test check report hardness
+.PHONY: help setup demo real real-data test check report bench soak hardness
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -35,12 +35,12 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about 3 minutes, 7 GB"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[train,evaluate,dev]'
+		--constraint constraints.txt --editable '.[train,evaluate,cluster,remote,dev]'
 	@touch $@
 
 demo: $(READY) ## phantom scans to shards, two pretrained backbones, and a benchmark report
 	@$(RUN) shards.phantom data/phantom --overwrite
-	@$(RUN) shards.build recipes/shards/demo.yaml
+	@$(RUN) shards.build recipes/shards/demo.yaml if_changed=rebuild
 	@$(PRETRAIN) recipes/pretrain/demo_mae.yaml resume.if_changed=restart
 	@$(PRETRAIN) recipes/pretrain/demo_dino.yaml resume.if_changed=restart
 	@$(RUN) evaluation.run recipes/evaluation/demo.yaml test=$(TEST)
@@ -50,7 +50,7 @@ real-data:
 	@[ -d '$(DATA)' ] || { echo "error: no real data at $(DATA); name the folder with make real DATA=..., see README.md (Real data)" >&2; exit 2; }
 
 real: real-data $(READY) ## the same on real scans: make real DATA=folder [TEST=open]
-	@$(RUN) shards.build recipes/shards/real.yaml data_root='$(DATA)'
+	@$(RUN) shards.build recipes/shards/real.yaml data_root='$(DATA)' if_changed=rebuild
 	@$(PRETRAIN) recipes/pretrain/real_mae.yaml resume.if_changed=restart
 	@$(RUN) evaluation.run recipes/evaluation/real.yaml data_root='$(DATA)' test=$(TEST)
 	@$(RUN) evaluation.report stores/real --out reports/real

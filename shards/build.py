@@ -2,38 +2,44 @@
 
     python -m shards.build recipes/shards/demo.yaml [section.field=value ...]
 
-Same inputs, recipe and pseudonym key: the same bytes, with any number of workers. The folder
-appears when it is complete; what stood there stays until then.
+Same inputs, recipe and pseudonym key: the same bytes, with any number of workers, on one machine,
+on a dask cluster (dask=tcp://scheduler:8786) or in parts (part=0/16 ... part=15/16, then
+part=merge). Killed at any moment, the same command goes on. New scans are added to a folder that
+stands; what is there stays untouched, and readable until the new content takes its place.
 """
 
 import errno
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from pydantic import Field
 
 from recipes.command import run_recipe
-from recipes.load import Section, digest
-from shards.convert import Converted, Task, convert
-from shards.executors import Executor, Pool, Serial
-from shards.files import (
-    discard_draft,
-    fresh_folder,
-    publish_folder,
-    recover_folder,
-    sha256_of,
-    write_json,
-    write_text,
-)
-from shards.index import DATASET, LEDGER, SCHEMA_VERSION, index_path, read_dataset
-from shards.ledger import Entry, counts, reasons, write_ledger
-from shards.pseudonym import load_key, pseudonym
+from recipes.load import Section, digest, load
+from shards.cohort import CohortConfig
+from shards.convert import Converted
+from shards.dataset import describe
+from shards.duplicates import DuplicateCheck
+from shards.executors import Dask, Executor, Pool, Serial
+from shards.files import only_one, sha256_of
+from shards.index import DATASET, LEDGER, SCHEMA_VERSION, read_index
+from shards.journal import Journal
+from shards.ledger import Entry, counts, reasons, without_key, write_ledger
+from shards.packing import Packer
+from shards.places import MissingFile, Place
+from shards.plan import Job, Plan, convert_job, make_plan
+from shards.pseudonym import load_key
+from shards.publication import Output, fresh_draft, open_output
+from shards.rewrite import without_samples
+from shards.similar import DuplicatePolicy
 from shards.sources import Source, SourceConfig, fingerprint, read_source, source_files
-from shards.write import ShardWriter
-
-STAMP = ".inputs"
+from shards.spool import Spool
+from shards.standing import Standing, read_standing, samples_of, write_stamp
+from shards.storage import MappedFolder, open_storage
 
 
 class BuildError(ValueError):
@@ -44,164 +50,271 @@ class BuildConfig(Section):
     """Of ``recipes/shards/NAME.yaml``. Paths below ``data_root`` unless they are recipes."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    out: Path
-    data_root: Path
+    out: str = Field(description="folder, or its URL")
+    data_root: str = Field(description="folder of all sources, or its URL")
     pseudonym_key: Path = Path("data/pseudonym.key")
+    staging: Path = Field(
+        default=Path("data/staging"), description="keeps unfinished shards of an out behind a URL"
+    )
     sources: list[SourceConfig] = Field(min_length=1)
+    duplicates: DuplicatePolicy = DuplicatePolicy()
     shard_size_mb: float = Field(default=512, gt=0)
     max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
-    workers: int = Field(default=2, ge=1)
+    workers: int = Field(default=2, ge=0, description="reading processes; 0 reads in this one")
+    scan_timeout_s: float = Field(
+        default=1800, gt=0, description="longest time of one scan in a worker"
+    )
+    dask: str | None = Field(default=None, description="address of a scheduler, instead of workers")
+    part: str | None = Field(
+        default=None,
+        pattern=r"^(\d+/\d+|merge)$",
+        description="i/N converts every N-th scan, merge makes the shards",
+    )
+    if_changed: Literal["refuse", "rebuild"] = Field(
+        default="refuse", description="what to do with a folder that another recipe built"
+    )
 
     @property
     def digest(self) -> str:
-        """Of what decides the result: not where it lies, nor how many workers make it."""
-        elsewhere = {"out", "data_root", "pseudonym_key", "workers"}
-        return digest(self.model_dump(mode="json", exclude=elsewhere))
+        """Of what decides the result: not where it lies, nor who makes it, nor when it stops."""
+        kept = {"name", "duplicates", "shard_size_mb"}
+        sources = []
+        for source in self.sources:
+            about = source.model_dump(mode="json", exclude={"cohort"})
+            cohort = load(source.cohort, CohortConfig) if source.cohort else None
+            sources.append([about, cohort and cohort.model_dump(mode="json")])
+        return digest([self.model_dump(mode="json", include=kept), sources])
 
 
 def main(config: BuildConfig) -> None:
-    """Build the shards unless they are up to date."""
+    """Build the shards, or add to them, unless they are up to date."""
     print(f"reads {config.data_root}, writes {config.out}", flush=True)
-    recover_folder(config.out)
-    if config.out.exists() and not (config.out / DATASET).is_file():
-        raise BuildError(f"{config.out}: not a folder of shards; name another with out=...")
+    output = open_output(config.out, staging=config.staging, name=config.name)
     key = load_key(config.pseudonym_key)
-    stamp = _stamp(config, key)
-    if _is_current(config.out, stamp):
-        print(f"up to date: {config.out}")
+    _check_key(config, output)
+    if config.part not in (None, "merge"):
+        _convert_part(config, output=output, key=key)
         return
-    sources = [read_source(source, data_root=config.data_root) for source in config.sources]
-    _check_names(sources)
-    try:
-        _build(config, sources=sources, key=key, stamp=stamp)
-    except OSError as error:
-        full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
-        raise BuildError(
-            f"{config.out}: cannot be written: {error.strerror or error}{full}; what stood there is"
-            " unchanged"
-        ) from None
-    finally:
-        discard_draft(config.out)
-    print(f"shards: {config.out}")
+    lock = output.draft.with_name(f"{output.draft.name}.lock")
+    with only_one(lock, doing=f"building {output}"), _errors_that_leave_what_stood(output):
+        output.recover()
+        standing = _standing(config, output)
+        stamp = _stamp(config, key)
+        if standing is not None and standing.stamp == stamp:
+            print(f"up to date: {output}")
+            return
+        _build(config, output=output, key=key, standing=standing, stamp=stamp)
+    print(f"shards: {output}")
 
 
-def _build(config: BuildConfig, *, sources: Sequence[Source], key: bytes, stamp: str) -> None:
-    tasks = [
-        Task(item, source.config, source.name, pseudonym(key, source.name, item.subject))
-        for source in sources
-        for item in source.inputs
-    ]
-    folder = fresh_folder(config.out)
-    shards: list[dict[str, Any]] = []
-    writer = ShardWriter(
-        folder,
-        shard_size_mb=config.shard_size_mb,
-        finished=lambda _, entry: shards.append(entry),
+def _build(
+    config: BuildConfig,
+    *,
+    output: Output,
+    key: bytes,
+    standing: Standing | None,
+    stamp: str,
+) -> None:
+    sources = _sources(config)
+    plan = make_plan(sources, key=key, standing=standing)
+    if plan.num_gone:
+        print(f"{plan.num_gone} inputs of earlier builds are gone; their samples stay")
+    packer = _pack(config, output=output, plan=plan, standing=standing)
+    entries = [*plan.kept, *packer.entries, *plan.unread]
+    old = _without_stale(packer, output=output, plan=plan, standing=standing)
+    shards = [*old.shards, *packer.shards]
+    if not shards:
+        raise BuildError(f"none of {len(plan.jobs)} scans was accepted: {_most_frequent(entries)}")
+    write_ledger(output.draft / LEDGER, entries)
+    content = describe(
+        about=_about(config, sources),
+        samples=samples_of(shards, standing=standing, draft=output.draft),
+        shards=shards,
+        entries=entries,
+        ledger_sha256=sha256_of(output.draft / LEDGER),
+        history=_history(standing),
+        withdrawn=standing.withdrawn if standing else [],
+        next_shard=old.next_shard,
     )
-    try:
-        entries, records = _write_samples(config, tasks=tasks, writer=writer)
-        writer.close()
-    finally:
-        writer.discard()
-    entries += [
-        Entry(source.name, len(source.inputs) + place, "skipped", reason=reason)
-        for source in sources
-        for place, reason in enumerate(source.skipped)
-    ]
-    if not records:
-        raise BuildError(f"none of {len(tasks)} scans was accepted: {_most_frequent(entries)}")
-    write_ledger(folder / LEDGER, entries)
-    content = _content(config, sources=sources, records=records, entries=entries)
-    content |= {
-        "shards": shards,
-        "ledger": {**counts(entries), "sha256": sha256_of(folder / LEDGER)},
-    }
-    write_json(folder / DATASET, {**content, "digest": digest(content)})
-    write_text(folder / STAMP, stamp + "\n")
-    publish_folder(folder, config.out)
+    write_stamp(output.draft, stamp=stamp, states=plan.states)
+    output.publish(shards, content=content)
+    if config.part == "merge":
+        Spool(output.spool, plan="").remove()
     _report(entries, content)
 
 
-def _write_samples(
-    config: BuildConfig, *, tasks: Sequence[Task], writer: ShardWriter
-) -> tuple[list[Entry], list[Mapping[str, Any]]]:
-    """Convert and write in order; a scan whose voxels were met before is rejected as its copy."""
-    entries: list[Entry] = []
-    records: list[Mapping[str, Any]] = []
-    seen: dict[str, str] = {}
-    executor: Executor = Serial() if config.workers == 1 else Pool(config.workers)
-    results = executor.map(convert, tasks)
-    for task, found in zip(tasks, _progress(results, len(tasks)), strict=True):
-        place = (task.source, task.item.position)
-        for one in found:
-            reason, sample = one.reason, one.sample
-            source_digest = sample.record["sequences"][0]["source_digest"] if sample else None
-            if source_digest in seen:
-                reason = f"duplicate of {seen[source_digest]}"
-            if sample is not None and reason is None:
-                writer.add(sample)
-                seen[sample.record["sequences"][0]["source_digest"]] = sample.key
-                records.append(sample.record)
-                entries.append(Entry(*place, "accepted", task.subject, key=sample.key))
-                continue
-            entries.append(Entry(*place, "rejected", task.subject, reason=reason))
-            if len(entries) - len(records) > config.max_rejected_fraction * len(tasks):
-                _stop(config, entries, num_scans=len(tasks))
-    return entries, records
+def _pack(config: BuildConfig, *, output: Output, plan: Plan, standing: Standing | None) -> Packer:
+    """Convert what is left to do, into shards of the draft."""
+    journal = Journal(output.draft, plan=plan.digest(config.digest))
+    duplicates = DuplicateCheck(config.duplicates)
+    stale = {one.key for some in plan.stale.values() for one in some}
+    stay = [one for one in standing.samples if one.key not in stale] if standing else []
+    for sample in stay:
+        duplicates.add_stored(sample)
+    packer = Packer(
+        output.draft,
+        journal=journal,
+        duplicates=duplicates,
+        stale=plan.stale,
+        taken_keys={sample.key for sample in stay},
+        shard_size_mb=config.shard_size_mb,
+        first_shard=standing.dataset["next_shard"] if standing else 0,
+        deliver=output.deliver,
+    )
+    if (progress := journal.read()) is not None:
+        journal.trim()
+        storage = MappedFolder(output.draft)
+        done = [one for entry in progress.shards for one in read_index(storage, entry)]
+        packer.go_on(progress, done)
+        print(f"going on: {progress.inputs} of {len(plan.jobs)} inputs are done", flush=True)
+    else:
+        fresh_draft(output)  # another plan's draft is of no use
+        journal.begin()
+    try:
+        _take_all(config, output=output, packer=packer, plan=plan)
+        packer.close()
+    finally:
+        packer.discard()
+    return packer
 
 
-def _stop(config: BuildConfig, entries: Sequence[Entry], *, num_scans: int) -> NoReturn:
-    """Leave the ledger so far beside the folder and say what went wrong most often."""
-    ledger = config.out.with_name(f"{config.out.name}.{LEDGER}")
-    write_ledger(ledger, entries)
+def _take_all(config: BuildConfig, *, output: Output, packer: Packer, plan: Plan) -> None:
+    executor = _executor(config, output, plan)
+    jobs = plan.jobs[packer.inputs_done :]
+    results = executor.map(convert_job, jobs, failed=_crashed)
+    for job, found in zip(jobs, _progress(results, plan, packer.inputs_done), strict=True):
+        packer.take(job, found)
+        entries = [*plan.kept, *packer.entries]
+        if counts(entries)["rejected"] > config.max_rejected_fraction * plan.num_inputs:
+            _stop(config, output, entries, num_scans=plan.num_inputs)
+
+
+def _crashed(job: Job, reason: str) -> list[Converted]:
+    del job
+    return [Converted(None, status="rejected", reason=reason)]
+
+
+def _executor(config: BuildConfig, output: Output, plan: Plan) -> Executor:
+    if config.part == "merge":
+        spool = Spool(output.spool, plan=plan.digest(config.digest))
+        spool.check_complete(plan.jobs)
+        return spool
+    if config.dask is not None:
+        return Dask(config.dask)
+    if config.workers == 0:
+        return Serial()
+    return Pool(config.workers, timeout_s=config.scan_timeout_s)
+
+
+def _convert_part(config: BuildConfig, *, output: Output, key: bytes) -> None:
+    """Convert every N-th input into the folder that the merge reads."""
+    assert config.part is not None
+    part, of = map(int, config.part.split("/"))
+    if part >= of:
+        raise BuildError(f"part={config.part}: parts are numbered from 0 to {of - 1}")
+    output.recover()
+    plan = make_plan(_sources(config), key=key, standing=_standing(config, output))
+    spool = Spool(output.spool, plan=plan.digest(config.digest))
+    spool.begin(of=of)
+    jobs = [job for job in plan.jobs[part::of] if not spool.has(job)]
+    executor = _executor(config, output, plan)
+    results = executor.map(convert_job, jobs, failed=_crashed)
+    for job, found in zip(jobs, _bar(results, total=len(jobs)), strict=True):
+        spool.store(job, found)
+    print(f"part {part} of {of}: {len(plan.jobs[part::of])} inputs in {output.spool}")
+
+
+class _Old(NamedTuple):
+    shards: Sequence[dict[str, Any]]
+    next_shard: int
+
+
+def _without_stale(
+    packer: Packer, *, output: Output, plan: Plan, standing: Standing | None
+) -> _Old:
+    """What stood, less the samples whose files changed."""
+    first = (standing.dataset["next_shard"] if standing else 0) + len(packer.shards)
+    if standing is None:
+        return _Old([], first)
+    stale = {one.key for some in plan.stale.values() for one in some} - packer.unchanged
+    shards = without_samples(
+        standing.dataset["shards"],
+        samples=standing.samples,
+        drop=stale,
+        storage=open_storage(str(output.place)),
+        draft=output.draft,
+        first_shard=first,
+        deliver=output.deliver,
+    )
+    stood = {entry["file"] for entry in standing.dataset["shards"]}
+    return _Old(shards, first + sum(entry["file"] not in stood for entry in shards))
+
+
+def _standing(config: BuildConfig, output: Output) -> Standing | None:
+    """What is there already, if this recipe may add to it."""
+    if not output.place.exists(DATASET):
+        if not _is_empty(output.place):
+            raise BuildError(f"{output}: not a folder of shards; name another with out=...")
+        return None
+    rebuild = config.if_changed == "rebuild"
+    try:
+        standing = read_standing(output.place)
+    except ValueError as error:
+        if rebuild:
+            return None
+        raise BuildError(f"{error}; if_changed=rebuild makes the folder anew") from None
+    if standing.dataset["recipe_digest"] == config.digest:
+        return standing
+    if rebuild:
+        return standing.emptied()
     raise BuildError(
-        f"{counts(entries)['rejected']} of {num_scans} scans are rejected, the recipe allows a"
-        f" fraction of {config.max_rejected_fraction:g}; most often: {_most_frequent(entries)};"
-        f" mend the input or raise max_rejected_fraction; the ledger so far is {ledger}"
+        f"{output}: built under another recipe, and shards of two recipes do not mix; name another"
+        " folder with out=..., or set if_changed=rebuild to make it anew"
     )
 
 
-def _content(
-    config: BuildConfig,
-    *,
-    sources: Sequence[Source],
-    records: Sequence[Mapping[str, Any]],
-    entries: Sequence[Entry],
-) -> dict[str, Any]:
-    """What ``dataset.json`` says of the scans."""
+def _is_empty(place: Place) -> bool:
+    """Nothing is there, or shards of a build that has not come to its end."""
+    try:
+        return all(file.name.startswith("shard-") for file in place.files())
+    except MissingFile:
+        return True
+
+
+def _history(standing: Standing | None) -> list[dict[str, Any]]:
+    if standing is None:
+        return []
+    return [*standing.dataset["history"], standing.past("built")]
+
+
+def _about(config: BuildConfig, sources: Sequence[Source]) -> dict[str, Any]:
     targets = {source.config.spacing_mm for source in sources}
-    accepted = Counter(record["source"] for record in records)
-    subjects = sorted({record["subject"] for record in records})
-    outcome = [[entry.source, entry.key or entry.reason] for entry in entries]
     return {
-        "schema_version": SCHEMA_VERSION,
         "name": config.name,
-        "num_samples": len(records),
-        "num_subjects": len(subjects),
+        "recipe_digest": config.digest,
+        "spacing_mm": targets.pop() if len(targets) == 1 else None,
         "sources": [
-            {
-                "name": source.name,
-                "licence": source.licence,
-                "source": source.source,
-                "num_samples": accepted[source.name],
-            }
+            {"name": source.name, "licence": source.licence, "source": source.source}
             for source in sources
         ],
-        "modalities": dict(
-            Counter(one["modality"] for record in records for one in record["sequences"])
-        ),
-        "spacing_mm": targets.pop() if len(targets) == 1 else None,
-        "recipe_digest": config.digest,
-        "inputs_digest": digest(outcome),
-        "subjects": subjects,
     }
 
 
-def _check_names(sources: Sequence[Source]) -> None:
-    """Two sources of one name would share pseudonyms and positions."""
+def _sources(config: BuildConfig) -> list[Source]:
+    sources = [read_source(source, data_root=config.data_root) for source in config.sources]
+    # Two sources of one name would share pseudonyms and positions.
     twice = [name for name, times in Counter(one.name for one in sources).items() if times > 1]
     if twice:
         raise BuildError(f"two sources are named {twice[0]!r}; a cohort is listed once")
+    return sources
+
+
+def _check_key(config: BuildConfig, output: Output) -> None:
+    if config.pseudonym_key.resolve().is_relative_to(output.beside.resolve()):
+        raise BuildError(
+            f"pseudonym_key: {config.pseudonym_key} lies in the folder of shards, and whoever gets"
+            " the shards must not get the key; keep it elsewhere"
+        )
 
 
 def _stamp(config: BuildConfig, key: bytes) -> str:
@@ -214,39 +327,68 @@ def _stamp(config: BuildConfig, key: bytes) -> str:
     return digest([SCHEMA_VERSION, config.digest, fingerprint(files, key=key)])
 
 
-def _is_current(out: Path, stamp: str) -> bool:
+@contextmanager
+def _errors_that_leave_what_stood(output: Output) -> Iterator[None]:
+    """Tell of a full disk in one line; what is finished of the draft waits for the next try."""
     try:
-        if (out / STAMP).read_text(encoding="utf-8").strip() != stamp:
-            return False
-        shards = read_dataset(out)["shards"]
-        return all(
-            (out / shard["file"]).stat().st_size == shard["size_bytes"]
-            and index_path(out / shard["file"]).is_file()
-            for shard in shards
-        )
-    except (OSError, ValueError):
-        return False
+        yield
+    except OSError as error:
+        full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
+        raise BuildError(
+            f"{output}: cannot be written: {error.strerror or error}{full}; what stood there is"
+            " unchanged, and the same command goes on from the last whole shard"
+        ) from None
+    finally:
+        if not any(output.draft.glob("*.index.json")):  # nothing is finished
+            shutil.rmtree(output.draft, ignore_errors=True)
 
 
-def _progress(results: Iterable[list[Converted]], count: int) -> Iterable[list[Converted]]:
+def _stop(
+    config: BuildConfig, output: Output, entries: Sequence[Entry], *, num_scans: int
+) -> NoReturn:
+    """Leave the ledger so far beside the folder and say what went wrong most often."""
+    ledger = output.beside.with_name(f"{output.beside.name}.{LEDGER}")
+    write_ledger(ledger, entries)
+    raise BuildError(
+        f"{counts(entries)['rejected']} of {num_scans} scans are rejected, the recipe allows a"
+        f" fraction of {config.max_rejected_fraction:g}; most often: {_most_frequent(entries)};"
+        f" mend the input or raise max_rejected_fraction; the ledger so far is {ledger}"
+    )
+
+
+def _progress(
+    results: Iterable[list[Converted]], plan: Plan, done: int
+) -> Iterable[list[Converted]]:
+    return _bar(results, total=len(plan.jobs), done=done)
+
+
+def _bar(
+    results: Iterable[list[Converted]], *, total: int, done: int = 0
+) -> Iterable[list[Converted]]:
     from tqdm import tqdm
 
-    return tqdm(results, total=count, desc="scans", unit="scan", mininterval=1.0)
+    return tqdm(results, total=total, initial=done, desc="scans", unit="scan", mininterval=1.0)
 
 
 def _report(entries: Sequence[Entry], content: dict[str, Any]) -> None:
     found = counts(entries)
+    withdrawn = f" + {found['withdrawn']} withdrawn" if found["withdrawn"] else ""
     print(
         f"{len(entries)} inputs = {found['accepted']} accepted + {found['rejected']} rejected"
-        f" + {found['skipped']} skipped (no scans); {content['num_subjects']} subjects"
+        f" + {found['skipped']} skipped{withdrawn}; {found['files']} files;"
+        f" {content['num_subjects']} subjects"
     )
-    for reason, times in reasons(entries):
-        print(f"  rejected {times}: {reason}")
+    for status in ("rejected", "skipped"):
+        for reason, times in reasons(entries, status):
+            print(f"  {status} {times}: {reason}")
+    notes = Counter(without_key(entry.note) for entry in entries if entry.note is not None)
+    for note, times in sorted(notes.items()):
+        print(f"  marked {times}: {note}")
 
 
 def _most_frequent(entries: Sequence[Entry]) -> str:
-    reason, times = reasons(entries)[0]
-    return f"{reason} ({times})"
+    found = reasons(entries) or reasons(entries, "skipped")
+    return f"{found[0][0]} ({found[0][1]})" if found else "nothing to read"
 
 
 if __name__ == "__main__":

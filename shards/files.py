@@ -1,10 +1,12 @@
 """Files and folders that are either whole or absent, whatever moment a process dies at."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,29 @@ def recover_folder(folder: Path) -> None:
     replaced = _replaced(folder)
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)
+
+
+@contextmanager
+def only_one(lock: Path, *, doing: str) -> Iterator[None]:
+    """Hold a lock file while the block runs; the system lets go of it when the process ends.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have removed the name between the opening and the lock.
+            is_mine = lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except BlockingIOError:
+            is_mine = False
+        if not is_mine:
+            raise ValueError(f"{doing}: another process is at it; wait for it to end")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _draft(folder: Path) -> Path:

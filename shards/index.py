@@ -9,10 +9,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.load import digest
 from shards.codec import Checksums
+
+if TYPE_CHECKING:
+    from shards.storage import Storage
 
 SCHEMA_VERSION = 2
 DATASET = "dataset.json"
@@ -41,7 +44,18 @@ class Member:
 
 @dataclass(frozen=True)
 class StoredSequence:
-    """One volume of a sample. ``statistics`` as in ``shards.intensity``; ``quality`` in [0, 1]."""
+    """One volume of a sample.
+
+    Attributes:
+        name: Of the sequence.
+        modality, slope, intercept: Physical value = stored value * slope + intercept.
+        statistics: As in ``shards.intensity``, of physical values.
+        source_digest: Of the scan as it was found; equal for copies.
+        perceptual_hash: As in ``shards.similar``.
+        quality: As in ``shards.quality``, in [0, 1].
+        series: Pseudonym of the DICOM series, where there is one.
+        metadata: Descriptions from the readers' allow-list.
+    """
 
     name: str
     modality: str
@@ -51,6 +65,7 @@ class StoredSequence:
     source_digest: str
     perceptual_hash: str
     quality: float
+    series: str | None
     metadata: Mapping[str, str | float | bool]
 
 
@@ -101,18 +116,22 @@ def index_path(tar: Path) -> Path:
     return tar.with_suffix(".index.json")
 
 
-def read_dataset(folder: Path) -> dict[str, Any]:
+def read_dataset(where: "Path | Storage") -> dict[str, Any]:
     """``dataset.json`` of a folder of shards.
 
     Raises:
         ValueError: There is none, or it is of another version.
         DamagedShard: It is not what was written.
     """
-    path = folder / DATASET
-    if not path.is_file():
-        raise ValueError(f"{folder}: no shards here; build them with python -m shards.build RECIPE")
+    path = f"{where}/{DATASET}"
     try:
-        dataset: dict[str, Any] = json.loads(path.read_bytes())
+        content = _read(where, DATASET)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{where}: no shards here; build them with python -m shards.build RECIPE"
+        ) from None
+    try:
+        dataset: dict[str, Any] = json.loads(content)
         version = dataset["schema_version"]
     except (ValueError, KeyError, TypeError):
         raise DamagedShard(f"{path}: damaged, not the JSON that was written; build again") from None
@@ -124,28 +143,45 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     missing += [name for shard in dataset.get("shards", []) for name in sorted(ENTRY - set(shard))]
     if missing:
         raise DamagedShard(f"{path}: damaged, it has no {missing[0]!r}; build again")
-    content = {name: value for name, value in dataset.items() if name != "digest"}
-    if digest(content) != dataset["digest"]:
+    named = {name: value for name, value in dataset.items() if name != "digest"}
+    if digest(named) != dataset["digest"]:
         raise DamagedShard(f"{path}: damaged, its digest is not that of its content; build again")
     return dataset
 
 
-def read_index(folder: Path, shard: Mapping[str, Any]) -> list[Sample]:
+def read_index(where: "Path | Storage", shard: Mapping[str, Any]) -> list[Sample]:
     """The samples of one entry of ``dataset.json``.
 
     Raises:
         DamagedShard: The index is missing or not what was written.
     """
-    path = index_path(folder / shard["file"])
-    if not path.is_file():
-        raise DamagedShard(f"{path}: missing; build the shards again")
-    content = path.read_bytes()
+    return [
+        sample_of(
+            shard["file"],
+            entry,
+            checksums={name: Checksums.from_json(one) for name, one in entry["checksums"].items()},
+        )
+        for entry in read_entries(where, shard)
+    ]
+
+
+def read_entries(where: "Path | Storage", shard: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """As :func:`read_index`, each sample as it stands in the file; see :func:`sample_of`."""
+    name = index_path(Path(shard["file"])).name
+    try:
+        content = _read(where, name)
+    except FileNotFoundError:
+        raise DamagedShard(f"{where}/{name}: missing; build the shards again") from None
     if hashlib.sha256(content).hexdigest() != shard["index_sha256"]:
-        raise DamagedShard(f"{path}: damaged, its checksum differs; build the shards again")
-    return [_sample(shard["file"], entry) for entry in json.loads(content)["samples"]]
+        raise DamagedShard(f"{where}/{name}: damaged, its checksum differs; build the shards again")
+    entries: list[dict[str, Any]] = json.loads(content)["samples"]
+    return entries
 
 
-def _sample(shard: str, entry: Mapping[str, Any]) -> Sample:
+def sample_of(
+    shard: str, entry: Mapping[str, Any], *, checksums: Mapping[str, Checksums]
+) -> Sample:
+    """A sample of the tar ``shard`` from its entry in the index."""
     scan = entry["scan"]
     return Sample(
         key=entry["key"],
@@ -161,5 +197,9 @@ def _sample(shard: str, entry: Mapping[str, Any]) -> Sample:
         sequences={one["name"]: StoredSequence(**one) for one in scan["sequences"]},
         masks=tuple(scan["masks"]),
         members={name: Member(**member) for name, member in entry["members"].items()},
-        checksums={name: Checksums.from_json(sums) for name, sums in entry["checksums"].items()},
+        checksums=checksums,
     )
+
+
+def _read(where: "Path | Storage", name: str) -> bytes:
+    return (where / name).read_bytes() if isinstance(where, Path) else where.read_file(name)

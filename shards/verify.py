@@ -2,32 +2,33 @@
 
     python -m shards.verify data/shards/demo
 
-Prints a line for each damage (shard, key, byte) and ends with exit code 1 if there is any.
+Prints a line for each damage (shard, key, byte) and ends with exit code 1 if there is any. The
+folder may be a URL.
 """
 
 import argparse
 import hashlib
-import json
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
 from recipes.command import errors_in_one_line
-from recipes.load import digest
 from shards.codec import DamagedFrame, verify_crop
-from shards.files import sha256_of
+from shards.dataset import modalities
 from shards.index import DATASET, LEDGER, DamagedShard, Sample, read_dataset, read_index
+from shards.ledger import counts, parse_ledger
+from shards.places import Place
+from shards.storage import Storage, open_storage
 
 DAMAGED = 1
+PIECE_BYTES = 1 << 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="folder of shards")
+    parser.add_argument("folder", help="folder of shards, or its URL")
     words = parser.parse_args()
     with errors_in_one_line():
         print(f"reads {words.folder}, writes nothing", flush=True)
@@ -41,58 +42,91 @@ def main() -> None:
     print(f"whole: every checksum and count in {words.folder} agrees")
 
 
-def verify(folder: Path) -> Iterator[str]:
-    """One line for each problem.
+def verify(folder: Any) -> Iterator[str]:
+    """One line for each problem of a folder (text or path).
 
     Raises:
         ValueError: The folder holds no shards.
     """
     from tqdm import tqdm
 
+    place, storage = Place(folder), open_storage(folder)
     try:
-        dataset = read_dataset(folder)
+        dataset = read_dataset(storage)
     except DamagedShard as error:
         yield str(error)
         return
-    content = {name: value for name, value in dataset.items() if name != "digest"}
-    if digest(content) != dataset.get("digest"):
-        yield f"{folder / DATASET}: damaged, its digest differs from its content"
-        return
     samples: list[Sample] = []
-    for shard in tqdm(dataset["shards"], desc="shards", unit="shard", mininterval=1.0):
-        try:
-            found = read_index(folder, shard)
-        except DamagedShard as error:
-            yield str(error)
-            continue
-        samples += found
-        yield from _verify_shard(folder / shard["file"], shard, found)
-    yield from _verify_counts(folder, dataset, samples)
-    yield from _verify_ledger(folder / LEDGER, dataset["ledger"])
+    total = sum(shard["size_bytes"] for shard in dataset["shards"])
+    with tqdm(total=total, desc="shards", unit="B", unit_scale=True, mininterval=1.0) as bar:
+        for shard in dataset["shards"]:
+            found, problems = _index_of(storage, shard)
+            samples += found
+            yield from problems
+            if not problems:
+                yield from _verify_shard(place, shard, found)
+            bar.update(shard["size_bytes"])
+    yield from _verify_counts(place, dataset, samples)
+    yield from _verify_ledger(place, dataset["ledger"], samples)
 
 
-def _verify_shard(tar: Path, shard: Mapping[str, Any], samples: list[Sample]) -> Iterator[str]:
-    if not tar.is_file():
+def _index_of(storage: Storage, shard: Mapping[str, Any]) -> tuple[list[Sample], list[str]]:
+    try:
+        return read_index(storage, shard), []
+    except DamagedShard as error:
+        return [], [str(error)]
+
+
+def _verify_shard(
+    place: Place, shard: Mapping[str, Any], samples: Sequence[Sample]
+) -> Iterator[str]:
+    name = shard["file"]
+    tar = f"{place}/{name}"
+    if not place.exists(name):
         yield f"{tar}: missing"
         return
     if len(samples) != shard["num_samples"]:
         yield f"{tar}: {len(samples)} samples, {DATASET} says {shard['num_samples']}"
-    if tar.stat().st_size != shard["size_bytes"]:
-        yield f"{tar}: {tar.stat().st_size} bytes, expected {shard['size_bytes']}"
-    is_whole = sha256_of(tar) == shard["sha256"]
-    in_members = False
-    with tar.open("rb") as file:
-        for sample in samples:
-            for name, member in sample.members.items():
-                file.seek(member.offset)
-                content = file.read(member.size)
-                if hashlib.sha256(content).hexdigest() == member.sha256:
-                    continue
-                in_members = True
-                place = member.offset + _damaged_chunk(sample, name, content)
-                yield f"{tar}: {sample.key}.{name} is damaged at or after byte {place}"
-    if not is_whole and not in_members:
+    if (size := place.info(name).size) not in (-1, shard["size_bytes"]):
+        yield f"{tar}: {size} bytes, expected {shard['size_bytes']}"
+    whole, in_members = hashlib.sha256(), False
+    with place.open(name) as file:
+        for sample, member_name, content in _members(file, samples, whole):
+            member = sample.members[member_name]
+            if hashlib.sha256(content).hexdigest() == member.sha256:
+                continue
+            in_members = True
+            at = member.offset + _damaged_chunk(sample, member_name, content)
+            yield f"{tar}: {sample.key}.{member_name} is damaged at or after byte {at}"
+    if whole.hexdigest() != shard["sha256"] and not in_members:
         yield f"{tar}: damaged between its members (tar headers)"
+
+
+def _members(
+    file: IO[bytes], samples: Sequence[Sample], whole: Any
+) -> Iterator[tuple[Sample, str, bytes]]:
+    """Each member's bytes, read in one pass that ``whole`` hashes from the first byte to the last.
+
+    A server is asked for every byte once.
+    """
+    listed = [
+        (member, sample, name) for sample in samples for name, member in sample.members.items()
+    ]
+    place = 0
+    for member, sample, name in sorted(listed, key=lambda one: one[0].offset):
+        place += _skip(file, member.offset - place, whole)
+        content = file.read(member.size)
+        whole.update(content)
+        place += len(content)
+        yield sample, name, content
+    while piece := file.read(PIECE_BYTES):
+        whole.update(piece)
+
+
+def _skip(file: IO[bytes], size: int, whole: Any) -> int:
+    content = file.read(max(size, 0))
+    whole.update(content)
+    return len(content)
 
 
 def _damaged_chunk(sample: Sample, name: str, content: bytes) -> int:
@@ -112,32 +146,37 @@ def _damaged_chunk(sample: Sample, name: str, content: bytes) -> int:
 
 
 def _verify_counts(
-    folder: Path, dataset: Mapping[str, Any], samples: list[Sample]
+    place: Place, dataset: Mapping[str, Any], samples: Sequence[Sample]
 ) -> Iterator[str]:
+    keys = [sample.key for sample in samples]
     for what, found, said in (
         ("samples", len(samples), dataset["num_samples"]),
+        ("keys", len(set(keys)), len(keys)),
         ("subjects", sorted({one.subject for one in samples}), dataset["subjects"]),
-        (
-            "modalities",
-            Counter(each.modality for one in samples for each in one.sequences.values()),
-            dataset["modalities"],
-        ),
+        ("modalities", modalities(samples), dataset["modalities"]),
     ):
         if found != said:
-            yield f"{folder / DATASET}: the {what} of the indexes differ from what it says"
+            yield f"{place}/{DATASET}: the {what} of the indexes differ from what it says"
 
 
-def _verify_ledger(path: Path, said: Mapping[str, Any]) -> Iterator[str]:
-    if not path.is_file():
-        yield f"{path}: missing"
+def _verify_ledger(
+    place: Place, said: Mapping[str, Any], samples: Sequence[Sample]
+) -> Iterator[str]:
+    ledger = f"{place}/{LEDGER}"
+    if not place.exists(LEDGER):
+        yield f"{ledger}: missing"
         return
-    if sha256_of(path) != said["sha256"]:
-        yield f"{path}: damaged, its checksum differs"
+    content = place.read_bytes(LEDGER)
+    if hashlib.sha256(content).hexdigest() != said["sha256"]:
+        yield f"{ledger}: damaged, its checksum differs"
         return
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = Counter(line["status"] for line in lines)
-    if any(found[status] != said[status] for status in ("accepted", "rejected", "skipped")):
-        yield f"{path}: its entries do not add up to what {DATASET} says"
+    entries = parse_ledger(content)
+    found = counts(entries)
+    if any(found[name] != said[name] for name in found):
+        yield f"{ledger}: its entries do not add up to what {DATASET} says"
+    accepted = {entry.key for entry in entries if entry.status == "accepted"}
+    if accepted != {sample.key for sample in samples}:
+        yield f"{ledger}: the scans it accepted are not those in the shards"
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class ShardWriter:
                 on the disk.
         """
         self._folder = folder
-        self._limit = int(shard_size_mb * 1e6)
+        self._limit = shard_size_mb * 1e6
         self._number = first
         self._finished = finished
         self._file: _HashingFile | None = None
@@ -94,6 +94,11 @@ class ShardWriter:
         )
         if self._tar.tarstream.offset >= self._limit:
             self._finish()
+
+    def skip(self, number: int) -> None:
+        """Leave so many tars as they are: an earlier writer finished them."""
+        assert self._file is None
+        self._number += number
 
     def close(self) -> None:
         """Finish the last tar."""
