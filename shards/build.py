@@ -40,6 +40,7 @@ from shards.sources import Source, SourceConfig, fingerprint, read_source, sourc
 from shards.spool import Spool
 from shards.standing import Standing, read_standing, samples_of, write_stamp
 from shards.storage import MappedFolder, open_storage
+from shards.workers import ordered_map
 
 
 class BuildError(ValueError):
@@ -115,7 +116,7 @@ def _build(
     standing: Standing | None,
     stamp: str,
 ) -> None:
-    sources = _sources(config)
+    sources = read_sources(config)
     plan = make_plan(sources, key=key, standing=standing)
     if plan.num_gone:
         print(f"{plan.num_gone} inputs of earlier builds are gone; their samples stay")
@@ -213,7 +214,7 @@ def _convert_part(config: BuildConfig, *, output: Output, key: bytes) -> None:
     if part >= of:
         raise BuildError(f"part={config.part}: parts are numbered from 0 to {of - 1}")
     output.recover()
-    plan = make_plan(_sources(config), key=key, standing=_standing(config, output))
+    plan = make_plan(read_sources(config), key=key, standing=_standing(config, output))
     spool = Spool(output.spool, plan=plan.digest(config.digest))
     spool.begin(of=of)
     jobs = [job for job in plan.jobs[part::of] if not spool.has(job)]
@@ -300,8 +301,12 @@ def _about(config: BuildConfig, sources: Sequence[Source]) -> dict[str, Any]:
     }
 
 
-def _sources(config: BuildConfig) -> list[Source]:
-    sources = [read_source(source, data_root=config.data_root) for source in config.sources]
+def read_sources(config: BuildConfig) -> list[Source]:
+    """What the recipe's sources hold today; of DICOM files the headers are read."""
+    mapper = ordered_map(config.workers)
+    sources = [
+        read_source(source, data_root=config.data_root, mapper=mapper) for source in config.sources
+    ]
     # Two sources of one name would share pseudonyms and positions.
     twice = [name for name, times in Counter(one.name for one in sources).items() if times > 1]
     if twice:

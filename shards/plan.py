@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def make_plan(sources: Sequence[Source], *, key: bytes, standing: Standing | Non
     withdrawn = set(standing.withdrawn) if standing else set()
     states = dict(standing.states) if standing else {}
     jobs, unread, unchanged = [], [], set()
-    for job in _jobs(sources, key):
+    for job in jobs_of(sources, key):
         stood, states[job.input] = states.get(job.input), job.state
         if job.input in before and stood == job.state:
             unchanged.add(job.input)
@@ -108,7 +108,8 @@ def convert_job(job: Job) -> list[Converted]:
         return [Converted(None, "rejected", reason, num_files=job.task.item.num_files)]
 
 
-def _jobs(sources: Iterable[Source], key: bytes) -> Iterable[Job]:
+def jobs_of(sources: Iterable[Source], key: bytes) -> Iterator[Job]:
+    """Every input, in order, under its keyed name."""
     for source in sources:
         times: Counter[str] = Counter()
         for item in source.inputs:

@@ -1,11 +1,15 @@
 """Worker processes: they leave Ctrl-C to the process that started them, and die in one line."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
+from typing import Any
+
+FEW = 4_000  # items that are done before the processes have started
+CHUNK = 64
 
 
 class WorkerDied(ValueError):
@@ -28,6 +32,19 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
                 "a worker process died (out of memory, or a decoder crashed); run again with"
                 " one worker to see where"
             ) from None
+
+
+def ordered_map(workers: int) -> Callable[..., Iterator[Any]]:
+    """Like ``map`` over a sequence; many small items are done in worker processes."""
+
+    def apply(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        if workers < 2 or len(items) < FEW:
+            yield from map(function, items)
+            return
+        with worker_pool(workers) as pool:
+            yield from pool.map(function, items, chunksize=CHUNK)
+
+    return apply
 
 
 def _start(pool: ProcessPoolExecutor, workers: int) -> None:
