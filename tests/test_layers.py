@@ -9,13 +9,18 @@ import pytest
 LAYERS = ("recipes", "shards", "foundation", "evaluation")
 
 DOORWAYS = {
+    "SimpleITK": {"shards/itk.py"},
+    "aiohttp": {"shards/connections.py"},
+    "blosc2": {"shards/codec.py", "shards/bench_crop.py"},
     "deepspeed": {"foundation/engine.py"},
-    "wandb": {"foundation/log.py"},
-    "nibabel": {"shards/scan.py", "shards/phantom/files.py"},
-    "pydicom": {"shards/dicom.py", "shards/phantom/files.py"},
+    "distributed": {"shards/executors.py"},
+    "fsspec": {"shards/connections.py"},
     "gdcm": {"shards/dicom.py"},
-    "webdataset": {"shards/write.py", "shards/stream.py"},
-    "blosc2": {"shards/codec.py"},
+    "monai": {"shards/bench_crop.py", "shards/bench_build.py"},
+    "nibabel": {"shards/scan.py", "shards/nifti.py", "shards/phantom/files.py"},
+    "pydicom": {"shards/dicom.py", "shards/phantom/files.py"},
+    "wandb": {"foundation/log.py"},
+    "webdataset": {"shards/write.py", "shards/bench_crop.py"},
 }
 
 
