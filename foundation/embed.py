@@ -25,9 +25,8 @@ from recipes.command import errors_in_one_line
 from shards.dicom import read_tree
 from shards.dicom_series import read_series
 from shards.files import write_bytes
-from shards.scan import MODALITIES, Scan, ScanError, only_scan, read_scan
+from shards.scan import ITK, MODALITIES, NIFTI, Scan, ScanError, only_scan, read_scan
 
-NIFTI = (".nii", ".nii.gz")
 FORMATS = (".csv", ".npz")
 
 
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("backbone", type=Path)
     parser.add_argument("scans", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="features.csv or features.npz")
-    parser.add_argument("--modality", choices=MODALITIES, help="of NIfTI files, which do not tell")
+    parser.add_argument("--modality", choices=MODALITIES, help="of image files, which do not tell")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     words = parser.parse_args()
     with errors_in_one_line():
@@ -78,7 +77,7 @@ def embed(
     backbone = load_backbone(where, device=device)
     found = sorted(find_scans(scans, modality=modality), key=lambda scan: scan.name)
     if not found:
-        raise EmbedError(f"{scans}: no NIfTI file and no DICOM series here")
+        raise EmbedError(f"{scans}: no NIfTI, NRRD or MetaImage file and no DICOM series here")
     rows: dict[str, dict[str, np.ndarray]] = {}
     for scan in tqdm(found, unit="scan", disable=not sys.stderr.isatty()):
         try:
@@ -92,7 +91,7 @@ def embed(
 
 
 def find_scans(scans: Path, *, modality: str | None) -> Iterator[Found]:
-    """Every NIfTI file and DICOM series at or below ``scans``, named relative to it.
+    """Every image file and DICOM series at or below ``scans``, named relative to it.
 
     Raises:
         EmbedError: Nothing is there.
@@ -103,7 +102,7 @@ def find_scans(scans: Path, *, modality: str | None) -> Iterator[Found]:
         yield Found(scans.name, partial(read_scan, scans, modality=modality))
         return
     for path in sorted(scans.rglob("*")):
-        if path.name.endswith(NIFTI) and path.is_file():
+        if path.name.lower().endswith(NIFTI + ITK) and path.is_file():
             name = path.relative_to(scans).as_posix()
             yield Found(name, partial(read_scan, path, modality=modality))
     taken: set[str] = set()

@@ -267,7 +267,9 @@ def _standing(config: BuildConfig, output: Output) -> Standing | None:
     if standing.dataset["recipe_digest"] == config.digest:
         return standing
     if rebuild:
-        return standing.emptied()
+        # A folder is swapped as a whole; behind a URL new bytes never take a name that is in use.
+        first = 0 if output.place.is_local else standing.dataset["next_shard"]
+        return standing.emptied(next_shard=first)
     raise BuildError(
         f"{output}: built under another recipe, and shards of two recipes do not mix; name another"
         " folder with out=..., or set if_changed=rebuild to make it anew"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.percentile import percentiles, pieces
 from shards.scan import INT16, Scan
 
 CHUNK = 64
@@ -91,12 +92,13 @@ def quantise(voxels: np.ndarray) -> Stored:
     """
     if voxels.dtype == np.int16:
         return Stored(voxels, 1.0, 0.0)
-    values = voxels.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if np.array_equal(values, np.rint(values)) and high - low <= LEVELS:
+    if not voxels.flags.forc:
+        voxels = np.ascontiguousarray(voxels)
+    low, high = float(voxels.min()), float(voxels.max())
+    if high - low <= LEVELS and _is_whole(voxels):
         shift = 0.0 if low >= INT16.min and high <= INT16.max else low - INT16.min
-        return Stored((values - shift).astype(np.int16), 1.0, shift)
-    p_low, p_high = (float(value) for value in np.percentile(values, [0.5, 99.5]))
+        return Stored(_levels(voxels, slope=1.0, intercept=shift), 1.0, shift)
+    p_low, p_high = percentiles(voxels, [0.5, 99.5])
     reach = MAX_SPREADS / 2 * (p_high - p_low)
     if reach > 0:
         low, high = max(low, p_low - reach), min(high, p_high + reach)
@@ -104,15 +106,36 @@ def quantise(voxels: np.ndarray) -> Stored:
         return Stored(np.zeros(voxels.shape, np.int16), 1.0, low)
     slope = (high - low) / LEVELS
     intercept = low - INT16.min * slope
-    levels = np.clip(np.rint((values - intercept) / slope), INT16.min, INT16.max)
-    return Stored(levels.astype(np.int16), slope, intercept)
+    return Stored(_levels(voxels, slope=slope, intercept=intercept), slope, intercept)
 
 
-def source_digest(scan: Scan) -> str:
-    """SHA-256 that is the same wherever a scan's voxels and geometry are, under whatever name."""
-    stored = np.ascontiguousarray(quantise(scan.voxels).voxels, dtype="<i2")
+def _is_whole(voxels: np.ndarray) -> bool:
+    return voxels.dtype.kind != "f" or all(
+        np.array_equal(piece, np.rint(piece)) for piece in pieces(voxels)
+    )
+
+
+def _levels(voxels: np.ndarray, *, slope: float, intercept: float) -> np.ndarray:
+    """The nearest int16 level of each voxel, in float64 piece by piece."""
+    levels = np.empty_like(voxels, dtype=np.int16)
+    for piece, found in zip(pieces(voxels), pieces(levels), strict=True):
+        exact = (piece.astype(np.float64) - intercept) / slope
+        found[:] = np.clip(np.rint(exact), INT16.min, INT16.max)
+    return levels
+
+
+def source_digest(scan: Scan, *, stored: Stored | None = None) -> str:
+    """SHA-256 that is the same wherever a scan's voxels and geometry are, under whatever name.
+
+    Args:
+        scan: As it was read, before any resampling.
+        stored: Its quantised voxels, where they are known already.
+    """
+    levels = (quantise(scan.voxels) if stored is None else stored).voxels
     geometry = f"{scan.voxels.shape} {[f'{edge:.3f}' for edge in scan.spacing_mm]}"
-    return hashlib.sha256(geometry.encode() + stored.tobytes()).hexdigest()
+    found = hashlib.sha256(geometry.encode())
+    found.update(np.ascontiguousarray(levels, dtype="<i2").reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def encode(voxels: np.ndarray) -> bytes:

@@ -1,31 +1,28 @@
-"""One table of scans: who, which file, which part of the split, and every other column.
+"""One table of scans: who, which files, which part of the split, and every other column.
 
-A cohort is a YAML file beside a CSV table (or a MedMNIST ``.npz``). Shard building and task cards
-read it through :func:`load_cohort`, so both see the same subjects in the same split.
+A cohort is a YAML file beside a CSV or Parquet table (or a MedMNIST ``.npz``). Shard building and
+task cards read it through :func:`load_cohort`, so both see the same subjects in the same split.
 """
 
-import csv
 import difflib
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from string import Formatter
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from recipes.load import Section, digest, load
+from shards.cohort_table import CohortError, Value, columns_of, fill, fill_or_none, read_columns
 from shards.scan import MODALITIES
 
 SPLITS = ("train", "val", "test")
+MAX_DAYS = 36525  # a hundred years: a larger number is a date in disguise
 
-Value = str | int | float | None
-
-
-class CohortError(ValueError):
-    """A cohort that cannot be used; the message is meant for its author."""
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 
 
 class SplitConfig(Section):
@@ -50,8 +47,11 @@ class SplitConfig(Section):
 class CohortConfig(Section):
     """Of ``recipes/cohorts/NAME.yaml``.
 
-    ``subject``, ``scan``, ``mask`` and ``modality`` are format strings over the table's columns
-    (``{case:03d}`` works); scans and masks are relative to the table's folder.
+    All but names, ``licence`` and ``source`` are format strings over the table's columns
+    (``{case:03d}`` works); scans and masks are relative to the table's folder. A row is one
+    ``scan``, or several ``sequences`` of one subject and visit on one grid; a sequence or mask with
+    an empty cell is absent. ``masks`` go into shards, ``mask`` is what evaluation measures.
+    ``visit`` is a number of days or a date (2024-01-31).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
@@ -59,8 +59,11 @@ class CohortConfig(Section):
     npz: str | None = None
     subject: str | None = None
     scan: str | None = None
+    sequences: dict[Name, str] = Field(default_factory=dict)
     mask: str | None = None
-    modality: str | None = None
+    masks: dict[Name, str] = Field(default_factory=dict)
+    modality: str | dict[Name, str] | None = None
+    visit: str | None = None
     split: SplitConfig | None = None
     licence: str
     source: str
@@ -69,18 +72,40 @@ class CohortConfig(Section):
     def _one_kind(self) -> "CohortConfig":
         if (self.table is None) == (self.npz is None):
             raise ValueError("give either table or npz")
-        if self.table is not None and (self.subject is None or self.scan is None):
-            raise ValueError("a table needs subject and scan, format strings over its columns")
-        if self.npz is not None and (self.subject or self.scan or self.mask or self.split):
+        if self.table is not None and self.subject is None:
+            raise ValueError("a table needs subject, a format string over its columns")
+        if self.table is not None and (self.scan is None) == (not self.sequences):
+            raise ValueError("a table needs either scan or sequences, over its columns")
+        others = (self.subject, self.scan, self.sequences, self.mask, self.masks, self.visit)
+        if self.npz is not None and any((*others, self.split)):
             raise ValueError(
                 "an npz brings its own subjects, scans and split; leave those keys out"
             )
+        if isinstance(self.modality, dict) and self.modality.keys() != self.sequences.keys():
+            raise ValueError("modality names other sequences than sequences does")
         return self
+
+    def templates(self) -> list[str]:
+        """All format strings."""
+        of_names = [self.sequences, self.masks]
+        single = [self.subject, self.scan, self.mask, self.visit]
+        if isinstance(self.modality, dict):
+            of_names.append(self.modality)
+        else:
+            single.append(self.modality)
+        return [*filter(None, single), *(text for each in of_names for text in each.values())]
 
 
 @dataclass(frozen=True)
 class CohortRow:
-    """One scan. ``scan`` and ``mask`` are what :func:`shards.scan.read_scan` takes."""
+    """One scan, or several sequences of one visit.
+
+    Attributes:
+        scan, mask: What :func:`shards.scan.read_scan` takes; of several sequences the first.
+        modality: Of ``scan``.
+        sequences, masks, modalities: By name, where the cohort names them and the row has them.
+        visit: Days, or a date, which identifies and is never written.
+    """
 
     subject: str
     scan: str
@@ -88,6 +113,10 @@ class CohortRow:
     split: str | None
     modality: str | None
     values: Mapping[str, Value]
+    sequences: Mapping[str, str] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)
+    modalities: Mapping[str, str | None] = field(default_factory=dict)
+    visit: int | date | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +153,8 @@ def load_cohort(path: str | Path, *, data_root: Path) -> Cohort:
 
 
 def _table_rows(config: CohortConfig, table: Path) -> list[CohortRow]:
-    columns = _read_columns(config.name, table)
-    if not columns:
+    columns = read_columns(config.name, table)
+    if not columns or not next(iter(columns.values())):
         return []
     _check_columns(config, columns)
     names = list(columns)
@@ -133,25 +162,86 @@ def _table_rows(config: CohortConfig, table: Path) -> list[CohortRow]:
         dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)
     ]
     assert config.subject is not None
-    assert config.scan is not None
-    subjects = [_filled(config, config.subject, record) for record in records]
+    subjects = [fill(config.name, config.subject, record) for record in records]
     splits = _splits(config, subjects, records)
     return [
-        CohortRow(
-            subject=subject,
-            scan=str(table.parent / _filled(config, config.scan, record)),
-            mask=str(table.parent / _filled(config, config.mask, record)) if config.mask else None,
-            split=split,
-            modality=_filled(config, config.modality, record) if config.modality else None,
-            values=record,
-        )
+        _row(config, table.parent, record, subject=subject, split=split)
         for subject, split, record in zip(subjects, splits, records, strict=True)
     ]
 
 
+def _row(
+    config: CohortConfig,
+    folder: Path,
+    record: Mapping[str, Value],
+    *,
+    subject: str,
+    split: str | None,
+) -> CohortRow:
+    sequences = _present(config, config.sequences, folder, record)
+    if config.scan is not None:
+        scan, first = str(folder / fill(config.name, config.scan, record)), ""
+    elif sequences:
+        first, scan = next(iter(sequences.items()))
+    else:
+        raise CohortError(
+            f"cohort {config.name}: subject {subject!r} has a row without any of the sequences"
+            f" {', '.join(config.sequences)}; take it out of the table"
+        )
+    modalities = {name: _modality(config, name, record) for name in sequences or [first]}
+    return CohortRow(
+        subject=subject,
+        scan=scan,
+        mask=str(folder / fill(config.name, config.mask, record)) if config.mask else None,
+        split=split,
+        modality=modalities[first],
+        values=record,
+        sequences=sequences,
+        masks=_present(config, config.masks, folder, record),
+        modalities=modalities if sequences else {},
+        visit=_visit(config, record),
+    )
+
+
+def _present(
+    config: CohortConfig, templates: Mapping[str, str], folder: Path, record: Mapping[str, Value]
+) -> dict[str, str]:
+    """Paths by name, without those whose cell is empty."""
+    found = {name: fill_or_none(config.name, text, record) for name, text in templates.items()}
+    return {name: str(folder / path) for name, path in found.items() if path is not None}
+
+
+def _modality(config: CohortConfig, name: str, record: Mapping[str, Value]) -> str | None:
+    found = config.modality
+    template = found.get(name) if isinstance(found, dict) else found
+    return fill(config.name, template, record) if template else None
+
+
+def _visit(config: CohortConfig, record: Mapping[str, Value]) -> int | date | None:
+    found = fill_or_none(config.name, config.visit, record) if config.visit else None
+    if found is None:
+        return None
+    try:
+        days = int(found)
+    except ValueError:
+        days = None
+    if days is not None and abs(days) <= MAX_DAYS:
+        return days
+    try:
+        if days is None:
+            return date.fromisoformat(found)
+    except ValueError:
+        pass
+    raise CohortError(
+        f"cohort {config.name}: visit {found!r} is neither a number of days up to {MAX_DAYS} nor a"
+        " date such as 2024-01-31"
+    )
+
+
 def _npz_rows(config: CohortConfig, table: Path) -> list[CohortRow]:
     """MedMNIST: arrays ``{train,val,test}_images`` (N, D, H, W) and ``_labels`` (N, 1)."""
-    rows = []
+    assert not isinstance(config.modality, dict)
+    rows, modality = [], config.modality
     try:
         with np.load(table, allow_pickle=False) as arrays:
             labels = {split: arrays[f"{split}_labels"].reshape(-1) for split in SPLITS}
@@ -170,7 +260,7 @@ def _npz_rows(config: CohortConfig, table: Path) -> list[CohortRow]:
                 scan=f"{table}#{split}/{index}",
                 mask=None,
                 split=split,
-                modality=config.modality,
+                modality=modality,
                 values={"label": int(label)},
             )
             for index, label in enumerate(labels[split])
@@ -178,46 +268,8 @@ def _npz_rows(config: CohortConfig, table: Path) -> list[CohortRow]:
     return rows
 
 
-def _read_columns(name: str, table: Path) -> dict[str, list[Value]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            header, *lines = list(csv.reader(file, strict=True)) or [[]]
-            if any("\0" in cell for line in [header, *lines] for cell in line):
-                raise ValueError("it holds a zero byte")
-    except (ValueError, csv.Error) as error:
-        raise CohortError(f"cohort {name}: {table} is not a CSV table ({error})") from None
-    lines = [line for line in lines if line]
-    if len(set(header)) != len(header):
-        twice = next(column for column in header if header.count(column) > 1)
-        raise CohortError(f"cohort {name}: {table} has the column {twice!r} twice")
-    for number, line in enumerate(lines, start=1):
-        if len(line) != len(header):
-            raise CohortError(
-                f"cohort {name}: {table}, row {number}: {len(line)} cells, expected {len(header)}"
-            )
-    cells = [[line[index].strip() for line in lines] for index in range(len(header))]
-    return {column: _typed(values) for column, values in zip(header, cells, strict=True)}
-
-
-def _typed(cells: Sequence[str]) -> list[Value]:
-    """A column as int, float or text, whichever all its cells allow; an empty cell is None.
-
-    A leading zero makes text: ``007`` is a name, not a number.
-    """
-    filled = [cell for cell in cells if cell]
-    kind: type[str] | type[int] | type[float] = str
-    if all(re.fullmatch(r"-?(0|[1-9]\d*)", cell) for cell in filled):
-        kind = int
-    elif all(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", cell) for cell in filled) and (
-        not any(re.fullmatch(r"-?0\d+", cell) for cell in filled)
-    ):
-        kind = float
-    return [kind(cell) if cell else None for cell in cells]
-
-
 def _check_columns(config: CohortConfig, columns: Mapping[str, object]) -> None:
-    templates = [config.subject, config.scan, config.mask, config.modality]
-    wanted = [name for text in templates if text for name in _columns_of(config, text)]
+    wanted = [name for text in config.templates() for name in columns_of(config.name, text)]
     if config.split and config.split.column:
         wanted.append(config.split.column)
     for name in wanted:
@@ -225,26 +277,6 @@ def _check_columns(config: CohortConfig, columns: Mapping[str, object]) -> None:
             close = difflib.get_close_matches(name, list(columns), n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(columns)}"
             raise CohortError(f"cohort {config.name}: the table has no column {name!r}; {hint}")
-
-
-def _columns_of(config: CohortConfig, template: str) -> list[str]:
-    """The columns a format string names."""
-    try:
-        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise CohortError(f"cohort {config.name}: {template!r} is no template ({error})") from None
-
-
-def _filled(config: CohortConfig, template: str, record: Mapping[str, Value]) -> str:
-    for name in _columns_of(config, template):
-        if record[name] is None:
-            raise CohortError(f"cohort {config.name}: {template!r} meets an empty {name!r} cell")
-    try:
-        return template.format_map(record)
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
-        raise CohortError(
-            f"cohort {config.name}: {template!r} does not fit its columns ({error})"
-        ) from None
 
 
 def _splits(
@@ -294,8 +326,9 @@ def _check_rows(name: str, rows: Sequence[CohortRow]) -> None:
                 f"cohort {name}: subject {row.subject!r} is in both {split_of[row.subject]} and"
                 f" {row.split}; a split is by subject"
             )
-        if row.modality is not None and row.modality not in MODALITIES:
-            raise CohortError(
-                f"cohort {name}: row {number} has modality {row.modality!r}; expected one of"
-                f" {', '.join(MODALITIES)}"
-            )
+        for modality in (row.modality, *row.modalities.values()):
+            if modality is not None and modality not in MODALITIES:
+                raise CohortError(
+                    f"cohort {name}: row {number} has modality {modality!r}; expected one of"
+                    f" {', '.join(MODALITIES)}"
+                )

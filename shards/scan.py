@@ -5,16 +5,20 @@ right to left; ``spacing_mm`` is (d, h, w). Only the readers know a file format'
 """
 
 import datetime
-import functools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.percentile import pieces
 from shards.policy import LENIENT, Policy
+from shards.regrid import regrid
 
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 MODALITIES = ("CT", "MR", "PT", "OT")
 MAX_SHEAR = 0.02  # |cosine| between two voxel axes: 1.1 degrees, far below any gantry tilt in use
 INT16 = np.iinfo(np.int16)
@@ -91,37 +95,64 @@ def only_scan(scans: Iterator[Scan]) -> Scan:
 def read_scans(
     where: str | Path, *, modality: str | None = None, policy: Policy = LENIENT
 ) -> Iterator[Scan]:
-    """Read a NIfTI file, a folder with one DICOM series, or ``FILE.npz#split/index``.
+    """Read a NIfTI, NRRD or MetaImage file, a folder with one DICOM series, or a member.
 
     Args:
-        where: The scans; several where they are time points of one acquisition.
+        where: The scans; several where they are time points of one acquisition. A member is
+            ``FILE.npz#split/index`` or ``FILE.tar#first+size`` (its bytes in the tar).
         modality: What the scan is; DICOM tells by itself, and must then agree.
         policy: What is done with odd geometry.
 
     Raises:
         ScanError: Anything that keeps the scan from being used.
     """
-    name = str(where)
+    name = os.fspath(where)
     if modality is not None and modality not in MODALITIES:
         raise ScanError(f"the modality is not one of {', '.join(MODALITIES)}")
-    if "#" in name:
-        yield _read_npz(name, modality=modality)
-        return
+    for mark, read in ((".npz#", _read_npz), (".tar#", _read_tar)):
+        archive, found, member = name.rpartition(mark)
+        if found:
+            yield from read(archive + mark[:-1], member, modality=modality, policy=policy)
+            return
     if not Path(name).exists():
         raise ScanError("the file or folder does not exist")
     if Path(name).is_dir():
-        from shards.dicom import find_series
-        from shards.dicom_series import read_series
+        yield from _read_folder(name, modality=modality, policy=policy)
+    elif name.lower().endswith(NIFTI):
+        from shards.nifti import read_nifti_file
 
-        found = find_series(name)
-        if len(found) != 1:
-            raise ScanError(f"the folder holds {len(found)} DICOM series, expected one")
-        yield from read_series(found[0].files, modality=modality, policy=policy)
-        return
-    if name.endswith((".nii", ".nii.gz")):
-        yield _read_nifti(name, modality=modality, policy=policy)
-        return
-    raise ScanError("neither a NIfTI file, a DICOM folder nor a member of an npz archive")
+        yield from read_nifti_file(name, modality=modality, policy=policy)
+    elif name.lower().endswith(ITK):
+        from shards.itk import read_itk
+
+        yield from read_itk(name, modality=modality, policy=policy)
+    else:
+        raise ScanError(
+            "neither a NIfTI, NRRD or MetaImage file, a DICOM folder nor a member of an archive"
+        )
+
+
+def _read_folder(folder: str, *, modality: str | None, policy: Policy) -> Iterator[Scan]:
+    from shards.dicom import find_series
+    from shards.dicom_series import read_series
+
+    found = find_series(folder)
+    if len(found) != 1:
+        raise ScanError(f"the folder holds {len(found)} DICOM series, expected one")
+    return read_series(found[0].files, modality=modality, policy=policy)
+
+
+def _read_npz(file: str, member: str, *, modality: str | None, policy: Policy) -> Iterator[Scan]:
+    from shards.npz import read_npz
+
+    del policy
+    return iter([read_npz(file, member, modality=modality)])
+
+
+def _read_tar(file: str, member: str, *, modality: str | None, policy: Policy) -> Iterator[Scan]:
+    from shards.tar_source import read_tar_member
+
+    return read_tar_member(file, member, modality=modality, policy=policy)
 
 
 def resample(scan: Scan, spacing_mm: tuple[float, float, float]) -> Scan:
@@ -135,20 +166,14 @@ def resample(scan: Scan, spacing_mm: tuple[float, float, float]) -> Scan:
     extent = np.multiply(scan.voxels.shape, scan.spacing_mm)
     if (extent < spacing_mm).any() and min(scan.voxels.shape) > 1:
         raise ScanError(f"an extent of {extent.min():.1f} mm is less than one voxel at the target")
-    import torch
-    import torchio
-
-    image = torchio.ScalarImage(
-        tensor=torch.from_numpy(scan.voxels.astype(np.float32))[None],
-        affine=np.diag([*scan.spacing_mm, 1.0]),
+    voxels = regrid(
+        scan.voxels,
+        spacing_mm=scan.spacing_mm,
+        target_mm=spacing_mm,
+        is_rounded=scan.modality == "CT",
     )
-    # The smoothing filter needs four voxels along each axis.
-    smooth = min(scan.voxels.shape) >= 4
-    voxels = torchio.Resample(spacing_mm, antialias=smooth)(image).data[0].numpy()
-    if scan.modality == "CT":
-        voxels = hounsfield(voxels)
     affine = None if scan.affine is None else _regridded(scan, voxels.shape, spacing_mm)
-    return replace(scan, voxels=np.ascontiguousarray(voxels), spacing_mm=spacing_mm, affine=affine)
+    return replace(scan, voxels=voxels, spacing_mm=spacing_mm, affine=affine)
 
 
 def _regridded(
@@ -203,8 +228,17 @@ def to_lps(voxels: np.ndarray, *, affine: np.ndarray) -> Oriented:
     return Oriented(np.ascontiguousarray(lps), (down_up, front_back, right_left), placed)
 
 
-def physical_units(voxels: np.ndarray, *, modality: str) -> np.ndarray:
+def physical_units(
+    voxels: np.ndarray, *, modality: str, slope: float = 1.0, intercept: float = 0.0
+) -> np.ndarray:
     """Voxels in the type a :class:`Scan` keeps; what is not finite takes the lowest finite value.
+
+    Besides the voxels and the result, which may be the same array, only pieces are in memory.
+
+    Args:
+        voxels: As they are stored.
+        modality: CT becomes int16; others as they are: int16 where whole numbers fit, or float32.
+        slope, intercept: physical = stored * slope + intercept.
 
     Raises:
         ScanError: No finite voxel, or CT values that are no Hounsfield units.
@@ -213,69 +247,62 @@ def physical_units(voxels: np.ndarray, *, modality: str) -> np.ndarray:
         raise ScanError("colour or complex voxels, not a scan of one intensity")
     if voxels.size == 0:
         raise ScanError("the volume has no voxels")
-    if voxels.dtype.kind == "f":
-        finite = np.isfinite(voxels)
-        if not finite.any():
-            raise ScanError("no voxel has a finite value")
-        if not finite.all():
-            voxels = np.where(finite, voxels, voxels[finite].min())
-    if modality == "CT":
-        return hounsfield(voxels)
-    if voxels.dtype.kind != "f" and voxels.min() >= INT16.min and voxels.max() <= INT16.max:
-        return voxels.astype(np.int16)
-    if np.abs(voxels.astype(np.float64)).max() > np.finfo(np.float32).max:
-        raise ScanError("intensities beyond the range of 32-bit numbers")
-    return voxels.astype(np.float32)
+    if not voxels.flags.forc:
+        voxels = np.ascontiguousarray(voxels)
+    scaled = (slope, intercept) != (1.0, 0.0)
+    if voxels.dtype.kind != "f" and not scaled:
+        if voxels.min() >= INT16.min and voxels.max() <= INT16.max:
+            return voxels.astype(np.int16, copy=False)
+        if modality == "CT":
+            return hounsfield(voxels)
+        return voxels.astype(np.float32)
+    dtype = np.dtype(np.int16 if modality == "CT" else np.float32)
+    return _converted(voxels, dtype=dtype, slope=slope, intercept=intercept)
+
+
+def _converted(
+    voxels: np.ndarray, *, dtype: np.dtype[Any], slope: float, intercept: float
+) -> np.ndarray:
+    """Scaled in float64 and filled, piece by piece."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = _finite_range(voxels, slope=slope, intercept=intercept)
+        if dtype == np.int16:
+            _check_hounsfield(low, high)
+        elif max(-low, high) > np.finfo(np.float32).max:
+            raise ScanError("intensities beyond the range of 32-bit numbers")
+        if dtype == voxels.dtype and (slope, intercept) == (1.0, 0.0) and _all_finite(voxels):
+            return voxels
+        out = np.empty_like(voxels, dtype=dtype)
+        for piece, found in zip(pieces(voxels), pieces(out), strict=True):
+            exact = piece.astype(np.float64) * slope + intercept
+            exact[~np.isfinite(exact)] = low
+            found[:] = np.rint(exact, out=exact) if dtype == np.int16 else exact
+    return out
+
+
+def _all_finite(voxels: np.ndarray) -> bool:
+    return all(np.isfinite(piece).all() for piece in pieces(voxels))
+
+
+def _finite_range(voxels: np.ndarray, *, slope: float, intercept: float) -> tuple[float, float]:
+    """Lowest and highest finite value after scaling."""
+    low, high = np.inf, -np.inf
+    for piece in pieces(voxels):
+        exact = piece.astype(np.float64) * slope + intercept
+        finite = np.isfinite(exact)
+        low = min(low, exact.min(where=finite, initial=np.inf))
+        high = max(high, exact.max(where=finite, initial=-np.inf))
+    if low > high:
+        raise ScanError("no voxel has a finite value")
+    return float(low), float(high)
+
+
+def _check_hounsfield(low: float, high: float) -> None:
+    if low < INT16.min or high > INT16.max:
+        raise ScanError("CT values beyond the range of Hounsfield units in 16 bits")
 
 
 def hounsfield(voxels: np.ndarray) -> np.ndarray:
     """Round to int16 Hounsfield units."""
-    if voxels.min() < INT16.min or voxels.max() > INT16.max:
-        raise ScanError("CT values beyond the range of Hounsfield units in 16 bits")
+    _check_hounsfield(voxels.min(), voxels.max())
     return np.rint(voxels).astype(np.int16) if voxels.dtype.kind == "f" else voxels.astype(np.int16)
-
-
-def _read_nifti(name: str, *, modality: str | None, policy: Policy) -> Scan:
-    import nibabel
-
-    if modality is None:
-        raise ScanError("a NIfTI file does not tell its modality; name it in the recipe")
-    try:
-        image = nibabel.nifti1.load(name)
-        voxels = np.asanyarray(image.dataobj)
-        affine = np.asarray(image.affine)
-    # The library raises a dozen types for bytes that are no image; their texts hold the path.
-    except Exception as error:
-        reason = type(error).__name__
-        raise ScanError(f"not a readable NIfTI file, truncated or damaged ({reason})") from None
-    while voxels.ndim > 3 and voxels.shape[-1] == 1:
-        voxels = voxels[..., 0]
-    if voxels.ndim != 3:
-        raise ScanError(f"an image of {voxels.ndim} dimensions, expected three")
-    if min(voxels.shape) < policy.min_slices:
-        raise ScanError(f"{min(voxels.shape)} slices, the recipe asks for {policy.min_slices}")
-    found = to_lps(physical_units(voxels, modality=modality), affine=affine)
-    return Scan(found.voxels, found.spacing_mm, modality, found.affine)
-
-
-def _read_npz(name: str, *, modality: str | None) -> Scan:
-    """A shape without geometry: the axes are taken as they stand, one voxel counts as one unit."""
-    file, _, member = name.partition("#")
-    split, _, index = member.partition("/")
-    try:
-        voxels = _npz_volumes(file, split)[int(index)]
-    except Exception as error:
-        raise ScanError(f"not a readable member of an npz ({type(error).__name__})") from None
-    if voxels.ndim != 3:
-        raise ScanError(f"an image of {voxels.ndim} dimensions, expected three")
-    kind = modality or "OT"
-    voxels = np.ascontiguousarray(physical_units(voxels, modality=kind))
-    return Scan(voxels=voxels, spacing_mm=(1.0, 1.0, 1.0), modality=kind)
-
-
-@functools.lru_cache(maxsize=1)
-def _npz_volumes(file: str, split: str) -> np.ndarray:
-    """All volumes of one split: an npz member is compressed whole, so one is as dear as all."""
-    with np.load(file, allow_pickle=False) as arrays:
-        volumes: np.ndarray = arrays[f"{split}_images"]
-    return volumes

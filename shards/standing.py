@@ -39,9 +39,9 @@ class Standing:
         found: list[str] = self.dataset["withdrawn"]
         return found
 
-    def emptied(self) -> "Standing":
-        """What a build that starts anew must still know."""
-        return Standing({**self.dataset, "shards": [], "next_shard": 0}, (), (), "", {})
+    def emptied(self, *, next_shard: int) -> "Standing":
+        """What a build that starts anew must still know: who withdrew, and what came before."""
+        return Standing({**self.dataset, "shards": [], "next_shard": next_shard}, (), (), "", {})
 
     def past(self, event: str) -> dict[str, Any]:
         """What the history keeps of this state: its digest, its size, and what ended it."""

@@ -589,7 +589,10 @@ def test_embedding_what_cannot_be(place: Place) -> None:
             (EMBED[1], "data/table.csv", "--out", "features.csv"),
             "none of 1 scans could be embedded",
         ),
-        ((EMBED[1], "empty", "--out", "features.csv"), "no NIfTI file and no DICOM series here"),
+        (
+            (EMBED[1], "empty", "--out", "features.csv"),
+            "no NIfTI, NRRD or MetaImage file and no DICOM series here",
+        ),
         ((*EMBED[1:], "features.txt"), "a table ends in .csv or .npz"),
         ((*EMBED[1:], "data/table.csv/features.csv"), "data/table.csv"),
         ((*EMBED[1:], "features.csv", "--device", "cuda:99"), "device 'cuda:99' cannot be used"),

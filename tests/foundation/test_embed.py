@@ -81,7 +81,7 @@ def test_nothing_to_embed_is_one_line_and_a_non_zero_exit(
 ) -> None:
     out = tmp_path / "features.csv"
     (scans / "empty").mkdir()
-    with pytest.raises(EmbedError, match="no NIfTI file and no DICOM series"):
+    with pytest.raises(EmbedError, match="no NIfTI, NRRD or MetaImage file and no DICOM series"):
         embed(backbone, scans=scans / "empty", out=out)
     with pytest.raises(EmbedError, match="no such file or folder"):
         embed(backbone, scans=scans / "nowhere", out=out)

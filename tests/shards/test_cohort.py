@@ -1,6 +1,8 @@
 """A cohort's table, its split by subject, and what it refuses."""
 
+import sys
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +140,114 @@ def test_the_real_cohorts(
     for row in rows[::20]:
         assert Path(row.scan.partition("#")[0]).is_file()
         assert row.mask is None or Path(row.mask).is_file()
+
+
+SEQUENCES = HEAD + (
+    'table: toy/table.csv\nsubject: "{who}"\nvisit: "{day}"\n'
+    'sequences: {t1w: "{t1}", flair: "{who}/{fl}.nii"}\n'
+    'masks: {lesion: "{who}/lesion.nii", face: "{face}"}\n'
+    "modality: {t1w: MR, flair: '{kind}'}\n"
+)
+
+
+def test_several_sequences_and_masks(tmp_path: Path) -> None:
+    table = "who,t1,fl,face,kind,day\na,a/t1.nii,f,a/face.nii,MR,3\nb,,f2,,PT,-4\nc,c.nii,,,,\n"
+    first, second, third = _cohort(tmp_path, SEQUENCES, table).rows
+    folder = tmp_path / "toy"
+    assert first.sequences == {"t1w": str(folder / "a/t1.nii"), "flair": str(folder / "a/f.nii")}
+    assert first.masks == {
+        "lesion": str(folder / "a/lesion.nii"),
+        "face": str(folder / "a/face.nii"),
+    }
+    assert first.modalities == {"t1w": "MR", "flair": "MR"}
+    assert second.sequences == {"flair": str(folder / "b/f2.nii")}
+    assert (second.scan, second.modality) == (str(folder / "b/f2.nii"), "PT")
+    assert second.masks == {"lesion": str(folder / "b/lesion.nii")}
+    assert third.sequences == {"t1w": str(folder / "c.nii")}
+    assert [row.visit for row in (first, second, third)] == [3, -4, None]
+    assert first.mask is None
+
+
+def test_a_row_without_any_sequence_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="'b' has a row without any of the sequences t1w, flair"):
+        _cohort(tmp_path, SEQUENCES, "who,t1,fl,face,kind,day\na,x,,,,\nb,,,,,\n")
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [("12", 12), ("2024-02-29", date(2024, 2, 29)), ("", None)],
+)
+def test_visits(tmp_path: Path, cell: str, expected: int | date | None) -> None:
+    text = TABLE + 'visit: "{day}"\n'
+    assert _cohort(tmp_path, text, f"case,day\n1,{cell}\n").rows[0].visit == expected
+
+
+@pytest.mark.parametrize("cell", ["20240229", "44940", "2024-02-30", "soon", "1.5"])
+def test_a_visit_that_hides_a_date_or_is_none(tmp_path: Path, cell: str) -> None:
+    text = TABLE + 'visit: "{day}"\n'
+    with pytest.raises(CohortError, match="neither a number of days up to 36525 nor a date"):
+        _cohort(tmp_path, text, f"case,day\n1,{cell}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TABLE + "sequences: {t1w: '{case}'}\n", "either scan or sequences"),
+        (SEQUENCES + "scan: x\n", "either scan or sequences"),
+        (SEQUENCES.replace("flair: '{kind}'", "flare: MR"), "names other sequences"),
+        (SEQUENCES.replace("t1w:", "T1.w:"), "should match pattern"),
+        (HEAD + "npz: a.npz\nmasks: {lesion: x}\n", "brings its own"),
+    ],
+)
+def test_a_wrong_recipe_of_sequences_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        _cohort(tmp_path, text, "case\n1\n")
+
+
+def test_a_parquet_table_is_as_a_csv(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        "case": [7, 12],
+        "kind": ["CT", " MR "],
+        "age": [61.5, None],
+        "count": [3.0, float("nan")],
+        "when": [date(2024, 1, 31), None],
+        "flag": [True, False],
+    }
+    (tmp_path / "toy").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "toy/table.parquet")
+    text = TABLE.replace("csv", "parquet") + "modality: '{kind}'\nvisit: '{when}'\n"
+    first, second = _cohort(tmp_path, text).rows
+    assert first.scan == str(tmp_path / "toy/images/007.nii.gz")
+    assert (first.modality, second.modality) == ("CT", "MR")
+    assert (first.visit, second.visit) == (date(2024, 1, 31), None)
+    assert dict(second.values) == {
+        "case": 12,
+        "kind": "MR",
+        "age": None,
+        "count": None,
+        "when": None,
+        "flag": "False",
+    }
+    assert first.values["count"] == 3
+    assert isinstance(first.values["count"], int)
+
+
+def test_what_is_no_parquet_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "toy/table.parquet"
+    path.parent.mkdir()
+    path.write_bytes(b"PAR1 and then nothing")
+    text = TABLE.replace("csv", "parquet")
+    with pytest.raises(CohortError, match="not a Parquet table"):
+        _cohort(tmp_path, text)
+    pyarrow.parquet.write_table(pyarrow.table({"case": [[1, 2]]}), path)
+    with pytest.raises(CohortError, match="column 'case' holds list"):
+        _cohort(tmp_path, text)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(CohortError, match="needs pyarrow: pip install pyarrow"):
+        _cohort(tmp_path, text)

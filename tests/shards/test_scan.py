@@ -79,10 +79,11 @@ def test_one_volume_in_four_dimensions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "voxels", "reason"),
     [
-        ("series", np.ones((*SHAPE, 3), np.int16), "4 dimensions, expected three"),
+        ("vectors", np.ones((*SHAPE, 1, 3), np.int16), "5 dimensions, expected three"),
         ("flat", np.ones(SHAPE[:2], np.int16), "2 dimensions"),
         ("nan", np.full(SHAPE, np.nan, np.float32), "no voxel has a finite value"),
         ("colour", np.zeros(SHAPE, [(c, "u1") for c in "RGB"]), "colour"),
+        ("complex", np.ones(SHAPE, np.complex64), "complex"),
         ("thin", np.ones((7, 6, 2), np.int16), "2 slices, the recipe asks for 3"),
     ],
 )
@@ -136,7 +137,9 @@ def test_what_is_missing_or_unknown(tmp_path: Path) -> None:
         (tmp_path / "a.png", "MR", "neither a NIfTI"),
         (path, None, "does not tell its modality"),
         (path, "XX", "not one of CT"),
-        (f"{path}#train/0", "OT", "not a readable member"),
+        (f"{path}#train/0", "OT", "does not exist"),
+        (f"{tmp_path / 'none.npz'}#train/0", "OT", "not a readable member"),
+        (f"{tmp_path / 'none.tar'}#512+9", "OT", "not a readable member"),
     ):
         with pytest.raises(ScanError, match=reason):
             read_scan(where, modality=modality)
