@@ -9,6 +9,9 @@ import torch
 from foundation.health import MicroBatch
 from foundation.log import Progress, RunLog, Stopwatch
 
+BESIDE = ("read", "decode")
+"""Stretches that pass while a worker reads, beside those of the loop, or within its wait."""
+
 
 class Diary:
     """Times every rank's steps; rank 0, which has the log, also writes them down.
@@ -47,6 +50,7 @@ class Diary:
         norm: float,
         group: Mapping[str, float],
         seen: Sequence[MicroBatch],
+        epochs: Mapping[str, float],
     ) -> None:
         """Note an update.
 
@@ -56,6 +60,7 @@ class Diary:
             norm: Of the gradient, before clipping.
             group: The optimiser's first parameter group.
             seen: The update's micro batches on this rank.
+            epochs: Passes over each source of the shards so far.
         """
         self.watch.add("read", sum(micro.read_s for micro in seen))
         if self._log is None or self._progress is None:
@@ -64,7 +69,7 @@ class Diary:
         if done % self._every_steps and done != self._total:
             return
         seconds = self.watch.take()
-        elapsed = sum(seconds[name] for name in seconds if name != "read")
+        elapsed = sum(seconds[name] for name in seconds if name not in BESIDE)
         scans_per_s = (done - self._written) * self._global_batch / elapsed
         self._written = done
         self._log.write(
@@ -75,6 +80,7 @@ class Diary:
                 "weight_decay": group["weight_decay"],
                 "grad_norm": norm,
                 "scans": done * self._global_batch,
+                "epochs": {name: round(passes, 4) for name, passes in epochs.items()},
                 "scans_per_s": round(scans_per_s, 3),
                 "tokens_per_s": round(scans_per_s * self._tokens_per_scan, 1),
                 "seconds": seconds,

@@ -19,7 +19,7 @@ from foundation.preprocessing import Preprocessing, normalise_batch
 from foundation.schedule import cosine
 from foundation.vit import Vit3d
 from recipes.load import Section
-from shards.stream import CropBatch
+from shards.batch import CropBatch
 
 NUM_GLOBAL_CROPS = 2
 
@@ -65,7 +65,7 @@ class Branch(nn.Module):
         self.head = head
 
     def forward(self, volume: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, D, H, W) to the class token (B, E) and the prototype logits (B, K)."""
+        """(B, C, D, H, W) to the class token (B, E) and the prototype logits (B, K)."""
         cls_token = self.backbone(volume).cls_token
         return cls_token, self.head(cls_token)
 
@@ -155,8 +155,8 @@ class Dino(nn.Module):
         )
 
     def _views(self, batch: CropBatch) -> tuple[Tensor, Tensor | None]:
-        """Global crops (2 B, 1, D, H, W) and local crops (n B, 1, d, h, w), view by view."""
-        volume, _ = normalise_batch(batch, preprocessing=self.preprocessing)
+        """Global crops (2 B, C, D, H, W) and local crops (n B, C, d, h, w), view by view."""
+        volume = normalise_batch(batch, preprocessing=self.preprocessing).volume
         shape, local = self.preprocessing.crop_shape, self.local_crops
         plan = [(self.global_scale, shape)] * NUM_GLOBAL_CROPS
         plan += [(local.scale, local.shape)] * local.num_crops

@@ -44,8 +44,17 @@ def portions_of(global_batch: int, *, micro_batch: int | None, world_size: int) 
     return Portions(micro_batch, share // micro_batch)
 
 
+def check_channels(in_chans: int, *, sequences: Sequence[str]) -> None:
+    """The backbone takes as many channels as the recipe reads sequences."""
+    if in_chans != len(sequences):
+        raise JobError(
+            f"vit.in_chans: {in_chans}, but reading.sequences names {len(sequences)} "
+            f"({', '.join(sequences)}); set it to that"
+        )
+
+
 def check_spacing(
-    spacing_mm: Sequence[float] | None, *, dataset: dict[str, Any], shards: Path
+    spacing_mm: Sequence[float] | None, *, dataset: dict[str, Any], shards: str
 ) -> None:
     """The contract that is published must be what the shards were made with."""
     stored = dataset["spacing_mm"]

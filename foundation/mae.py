@@ -20,7 +20,7 @@ from foundation.vit import (
     unpatchify,
 )
 from recipes.load import Section
-from shards.stream import CropBatch
+from shards.batch import CropBatch
 
 _EPSILON = 1e-6
 
@@ -48,7 +48,7 @@ class MaeConfig(Section):
 
 
 class Reconstruction(NamedTuple):
-    """What a MAE makes of a batch, in the backbone's intensities; (B, 1, D, H, W) each."""
+    """What a MAE makes of a batch, in the backbone's intensities; (B, C, D, H, W) each."""
 
     original: Tensor
     reconstruction: Tensor
@@ -91,16 +91,16 @@ class Mae(nn.Module):
     def forward(self, batch: CropBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error on the hidden patches of a batch."""
         del step  # the mask follows from each sample's position
-        volume, inside = normalise_batch(batch, preprocessing=self.preprocessing)
+        volume, _, counted = normalise_batch(batch, preprocessing=self.preprocessing)
         token_mask = self._mask(batch)
         prediction = self._predict(volume, token_mask)
         patch_size = self.backbone.patch_size
-        inside_patches = patchify(inside, patch_size=patch_size)
+        counted = patchify(counted, patch_size=patch_size)
         target = patchify(volume, patch_size=patch_size)
         if self.norm_pix_loss:
-            mean, std = patch_statistics(target, inside=inside_patches)
+            mean, std = patch_statistics(target, counted=counted)
             target = (target - mean) / std
-        weight = inside_patches & token_mask.mask[..., None]
+        weight = counted & token_mask.mask[..., None]
         loss = masked_error(prediction, target=target, weight=weight)
         return loss, {"loss": loss.detach()}
 
@@ -114,13 +114,14 @@ class Mae(nn.Module):
     @torch.no_grad()
     def reconstruct(self, batch: CropBatch) -> Reconstruction:
         """For pictures. With ``norm_pix_loss`` each patch gets back its own mean and spread."""
-        volume, inside = normalise_batch(batch, preprocessing=self.preprocessing)
+        volume, _, counted = normalise_batch(batch, preprocessing=self.preprocessing)
         token_mask = self._mask(batch)
         patch_size = self.backbone.patch_size
         patches = patchify(volume, patch_size=patch_size)
         prediction = self._predict(volume, token_mask).float()
         if self.norm_pix_loss:
-            mean, std = patch_statistics(patches, inside=patchify(inside, patch_size=patch_size))
+            known = patchify(counted, patch_size=patch_size)
+            mean, std = patch_statistics(patches, counted=known)
             prediction = prediction * std + mean
         hidden = token_mask.mask[..., None].expand_as(patches)
         grid = self.backbone.grid(volume.shape[2:])
@@ -128,11 +129,11 @@ class Mae(nn.Module):
             unpatchify(values, grid=grid, patch_size=patch_size)
             for values in (torch.where(hidden, prediction, patches), hidden)
         )
-        # The loss never asked for what lies outside the scan, so nothing there is worth a look.
-        return Reconstruction(volume, torch.where(inside, rebuilt, volume), mask)
+        # The loss never asked for what does not count, so nothing there is worth a look.
+        return Reconstruction(volume, torch.where(counted, rebuilt, volume), mask)
 
     def _mask(self, batch: CropBatch) -> TokenMask:
-        d, h, w = self.backbone.grid(batch.volume.shape[2:])
+        d, h, w = self.backbone.grid(self.preprocessing.crop_shape)
         token_mask = random_mask(
             batch.position, num_tokens=d * h * w, mask_ratio=self.mask_ratio, seed=self.seed
         )
@@ -184,22 +185,22 @@ class Decoder(nn.Module):
         return voxels
 
 
-def patch_statistics(patches: Tensor, *, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch over its voxels inside the scan.
+def patch_statistics(patches: Tensor, *, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch over its voxels that count.
 
-    Departs from the authors' code, whose images have no padding, in leaving padding out, and
-    divides by the count, not by the count less one.
+    Departs from the authors' code, whose images have no padding, in leaving padding out (and what a
+    mask hides), and divides by the count, not by the count less one.
 
     Args:
         patches: (B, N, P).
-        inside: (B, N, P) bool.
+        counted: (B, N, P) bool.
 
     Returns:
         (B, N, 1) each; a constant patch has the square root of a small number as its deviation.
     """
-    count = inside.sum(dim=-1, keepdim=True).clamp(min=1)
-    mean = (patches * inside).sum(dim=-1, keepdim=True) / count
-    variance = ((patches - mean).square() * inside).sum(dim=-1, keepdim=True) / count
+    count = counted.sum(dim=-1, keepdim=True).clamp(min=1)
+    mean = (patches * counted).sum(dim=-1, keepdim=True) / count
+    variance = ((patches - mean).square() * counted).sum(dim=-1, keepdim=True) / count
     return mean, (variance + _EPSILON).sqrt()
 
 
@@ -212,7 +213,7 @@ def masked_error(prediction: Tensor, *, target: Tensor, weight: Tensor) -> Tenso
     Args:
         prediction: (B, N, P).
         target: (B, N, P).
-        weight: (B, N, P) bool, the voxels that count: hidden and inside the scan.
+        weight: (B, N, P) bool, the voxels that are asked for: hidden from the encoder, and counted.
     """
     error = (prediction.float() - target).square() * weight
     per_sample = error.sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from foundation.mae import Mae
-from shards.stream import CropBatch
+from shards.batch import CropBatch
 
 NAME = "reconstructions.npz"
 

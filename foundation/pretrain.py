@@ -27,6 +27,7 @@ from foundation.engine import (
 from foundation.health import MicroBatch, finite_means, finite_norm
 from foundation.job import (
     Portions,
+    check_channels,
     check_folder,
     check_space,
     check_spacing,
@@ -52,7 +53,11 @@ from foundation.ranks import (
 from foundation.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, ResumeConfig, RunState, open_run
 from foundation.vit import VitConfig, build_vit, patch_grid
 from recipes.load import Section, digest
-from shards.stream import CropBatch, ShardReader, crop_batches
+from shards.batch import CropBatch
+from shards.corpus import Corpus, open_corpus
+from shards.crops import CropPlan
+from shards.reading import FolderConfig, StreamConfig, folder_list
+from shards.stream import crop_batches
 
 _NUM_PICTURES = 6
 
@@ -80,7 +85,8 @@ class PretrainConfig(MethodSections):
     """A pretraining recipe; exactly one of ``mae`` and ``dino`` chooses the method."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
-    shards: Path
+    shards: str | tuple[FolderConfig, ...] = Field(description="a folder or URL, or a mixture")
+    reading: StreamConfig = StreamConfig()
     out: Path = Path("runs")
     seed: int = Field(default=0, ge=0)
     vit: VitConfig
@@ -95,12 +101,18 @@ class PretrainConfig(MethodSections):
     @model_validator(mode="after")
     def _check(self) -> "PretrainConfig":
         patch_grid(self.preprocessing.crop_shape, self.vit.patch_size)
+        folder_list(self.shards)
         return self
 
     @property
     def folder(self) -> Path:
         """Where the run lives."""
         return self.out / self.name
+
+    @property
+    def plan(self) -> CropPlan:
+        """What is cut out of each scan."""
+        return self.reading.plan(self.preprocessing.crop_shape)
 
     @property
     def tokens_per_scan(self) -> int:
@@ -137,25 +149,42 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
         micro_batch=config.train.micro_batch,
         world_size=ranks.world_size,
     )
-    dataset = ShardReader(config.shards).dataset
-    check_spacing(config.preprocessing.spacing_mm, dataset=dataset, shards=config.shards)
+    check_channels(config.vit.in_chans, sequences=config.reading.sequences)
+    corpus = corpus_of(config)
+    for reader in corpus.readers:
+        check_spacing(config.preprocessing.spacing_mm, dataset=reader.dataset, shards=str(reader))
     check_folder(config.out)
-    print(
-        f"reads   {config.shards}: {dataset['num_samples']} scans of "
-        f"{dataset['num_subjects']} subjects\nwrites  {config.folder}",
-        flush=True,
-    )
+    announce_reading(corpus)
+    print(f"writes  {config.folder}", flush=True)
     state = open_run(
         config.folder,
         recipe=config,
-        shards_digest=dataset["digest"],
+        shards_digest=corpus.digest,
         world_size=ranks.world_size,
         if_changed=config.resume.if_changed,
         say=lambda text: print(text, flush=True),
     )
     if state.finished:
         print(f"up to date: {config.folder / BACKBONE}", flush=True)
-    return Plan(state, portions, dataset["digest"])
+    return Plan(state, portions, corpus.digest)
+
+
+def corpus_of(config: PretrainConfig) -> Corpus:
+    """The shards that the recipe names."""
+    return open_corpus(
+        folder_list(config.shards), plan=config.plan, seed=config.seed, cache=config.reading.cache
+    )
+
+
+def announce_reading(corpus: Corpus) -> None:
+    """Say what is read, and what of it never is."""
+    for reader in corpus.readers:
+        dataset = reader.dataset
+        told = f"{dataset['num_samples']} scans of {dataset['num_subjects']} subjects"
+        print(f"reads   {reader}: {told}", flush=True)
+    if corpus.excluded:
+        told = "have none of reading.sequences and are left out"
+        print(f"skips   {corpus.excluded} scans: they {told}", flush=True)
 
 
 def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
@@ -179,8 +208,9 @@ def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
             name=config.name,
             recipe=config.model_dump(mode="json"),
         )
-    run_steps(config, plan=plan, ranks=ranks, engine=engine, log=log)
-    from_rank_zero(lambda: publish(config, ranks=ranks, method=method, log=log))
+    corpus = corpus_of(config)
+    run_steps(config, plan=plan, ranks=ranks, corpus=corpus, engine=engine, log=log)
+    from_rank_zero(lambda: publish(config, ranks=ranks, corpus=corpus, method=method, log=log))
 
 
 def announce(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> None:
@@ -231,6 +261,7 @@ def run_steps(
     *,
     plan: Plan,
     ranks: Ranks,
+    corpus: Corpus,
     engine: Any,
     log: RunLog | None,
 ) -> None:
@@ -247,15 +278,17 @@ def run_steps(
     )
     seen: list[MicroBatch] = []
     start = plan.state.step * plan.portions.accumulation
-    for micro_step, batch in enumerate(stream(config, plan=plan, ranks=ranks), start=start):
+    batches = stream(config, plan=plan, ranks=ranks, corpus=corpus)
+    for micro_step, batch in enumerate(batches, start=start):
         step = micro_step // plan.portions.accumulation
         diary.watch.lap("wait")
         set_schedules(config, engine=engine, method=method, step=step)
         seed_layers(config.seed, batch=batch)
-        loss, metrics = engine(batch._replace(volume=batch.volume.to(ranks.device)), step)
+        loss, metrics = engine(on_device(batch, device=ranks.device), step)
         diary.watch.lap("forward")
         engine.backward(loss)
         diary.watch.lap("backward")
+        diary.watch.add("decode", batch.decode_s)
         seen.append(MicroBatch({**metrics, "loss": loss.detach()}, batch.keys, batch.read_s))
         updates = engine.is_gradient_accumulation_boundary()  # asked before step() counts on
         means = finite_means(seen, done=step) if updates else {}
@@ -265,26 +298,38 @@ def run_steps(
             method.after_update(step)
             diary.watch.lap("optimiser")
             group = engine.optimizer.param_groups[0]
-            diary.enter(step + 1, means=means, norm=norm, group=group, seen=seen)
+            epochs = corpus.epochs_seen(
+                (step + 1) * config.train.global_batch, per_scan=config.reading.crops_per_scan
+            )
+            diary.enter(step + 1, means=means, norm=norm, group=group, seen=seen, epochs=epochs)
             seen.clear()
             save(config, done=step + 1, plan=plan, engine=engine, log=log)
             diary.watch.lap("checkpoint")
     diary.close()
 
 
-def stream(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> Iterator[CropBatch]:
+def stream(
+    config: PretrainConfig, *, plan: Plan, ranks: Ranks, corpus: Corpus
+) -> Iterator[CropBatch]:
     """The micro batches of this rank that are still to be seen."""
     return crop_batches(
-        config.shards,
-        crop_shape=config.preprocessing.crop_shape,
+        corpus,
+        plan=config.plan,
         micro_batch=plan.portions.micro_batch,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        start_step=plan.state.step * plan.portions.accumulation,
-        stop_step=config.train.steps * plan.portions.accumulation,
+        start_position=plan.state.step * config.train.global_batch,
+        stop_position=config.train.steps * config.train.global_batch,
         num_workers=config.train.workers,
+        max_damaged=config.reading.max_damaged,
+        timeout_s=config.reading.timeout_s,
     )
+
+
+def on_device(batch: CropBatch, *, device: torch.device) -> CropBatch:
+    """The same batch with its voxels there; what else is needed there, is small."""
+    return batch._replace(volume=batch.volume.to(device), masks=batch.masks.to(device))
 
 
 def set_schedules(config: PretrainConfig, *, engine: Any, method: Method, step: int) -> None:
@@ -326,14 +371,16 @@ def save(config: PretrainConfig, *, done: int, plan: Plan, engine: Any, log: Run
     )
 
 
-def publish(config: PretrainConfig, *, ranks: Ranks, method: Any, log: RunLog | None) -> None:
+def publish(
+    config: PretrainConfig, *, ranks: Ranks, corpus: Corpus, method: Any, log: RunLog | None
+) -> None:
     """Pictures, then the backbone: where that folder is, the run is finished."""
     assert log is not None, "rank 0 keeps the log"
     if isinstance(method, Mae):
         save_reconstructions(
             config.folder / PICTURES,
             method=method,
-            batch=picture_batch(config, device=ranks.device),
+            batch=picture_batch(config, corpus=corpus, device=ranks.device),
         )
     save_backbone(
         config.folder / BACKBONE,
@@ -342,11 +389,12 @@ def publish(config: PretrainConfig, *, ranks: Ranks, method: Any, log: RunLog | 
         preprocessing=config.preprocessing,
         recipe=config.model_dump(mode="json"),
         provenance=provenance_of(
-            ShardReader(config.shards),
+            corpus,
             name=config.name,
             method=config.method_name,
             steps=config.train.steps,
             scans_seen=config.train.steps * config.train.global_batch,
+            crops_per_scan=config.reading.crops_per_scan,
             wall_s=log.wall_s,
             world_size=ranks.world_size,
             device=device_name(ranks.device),
@@ -357,19 +405,18 @@ def publish(config: PretrainConfig, *, ranks: Ranks, method: Any, log: RunLog | 
     print(f"backbone: {config.folder / BACKBONE}", flush=True)
 
 
-def picture_batch(config: PretrainConfig, *, device: torch.device) -> CropBatch:
-    """The first crops of the run."""
+def picture_batch(config: PretrainConfig, *, corpus: Corpus, device: torch.device) -> CropBatch:
+    """The first crops of the run, each of another scan."""
     batches = crop_batches(
-        config.shards,
-        crop_shape=config.preprocessing.crop_shape,
+        corpus,
+        plan=config.plan._replace(per_scan=1),
         micro_batch=_NUM_PICTURES,
         seed=config.seed,
-        rank=0,
-        world_size=1,
-        stop_step=1,
+        stop_position=_NUM_PICTURES,
+        max_damaged=config.reading.max_damaged,
+        timeout_s=config.reading.timeout_s,
     )
-    batch = next(iter(batches))
-    return batch._replace(volume=batch.volume.to(device))
+    return on_device(next(batches), device=device)
 
 
 if __name__ == "__main__":

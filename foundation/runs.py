@@ -16,7 +16,17 @@ RECIPE, RUN, LOG = "recipe.yaml", "run.json", "log.jsonl"
 CHECKPOINTS, BACKBONE, PICTURES = "checkpoints", "backbone", "pictures"
 
 # What may differ when a run goes on: where it says and keeps things, not what it computes.
-_FREE = ("resume.", "log.", "checkpoint.", "out", "train.workers", "train.timeout_s")
+_FREE = (
+    "resume.",
+    "log.",
+    "checkpoint.",
+    "out",
+    "train.workers",
+    "train.timeout_s",
+    "reading.timeout_s",
+    "reading.max_damaged",
+    "reading.cache",
+)
 
 
 class ResumeConfig(Section):
@@ -53,7 +63,7 @@ def open_run(
     Args:
         folder: ``runs/NAME``.
         recipe: Resolved.
-        shards_digest: Of ``dataset.json``.
+        shards_digest: Of all the shards.
         world_size: Ranks of this launch.
         if_changed: ``restart`` moves a run of another recipe aside, to ``NAME.1`` and so on.
         say: Told what is skipped or moved.

@@ -1,53 +1,47 @@
-"""Which sample stands at a position of the stream, and where its crop begins.
+"""Which sample a source shows at which of its turns, and every other draw of the stream.
 
-Both are pure functions of the seed and the position: no state, no worker, no rank. A pass over the
-data is an epoch; every sample stands in it once.
+Pure functions of the seed and of numbers that follow from the position: no state, no worker, no
+rank. A pass over a source is an epoch; every sample stands in it once.
 """
 
-import functools
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 
 
-def sample_at(position: int, *, num_samples: int, seed: int) -> int:
-    """Index of the sample at a global position of the endless stream."""
-    epoch, place = divmod(position, num_samples)
-    return int(_permutation(seed, epoch, num_samples)[place])
+class Order:
+    """The order in which one source shows its samples, pass after pass.
 
-
-def crop_start(
-    position: int,
-    *,
-    seed: int,
-    shape: Sequence[int],
-    crop_shape: Sequence[int],
-    box: Sequence[tuple[int, int]],
-) -> tuple[int, ...]:
-    """First voxel of the crop at a position; negative where the crop is larger than the scan.
-
-    The crop's centre falls evenly into the foreground box; then the crop is moved inside the scan.
-    Along an axis on which it does not fit it is centred.
+    Attributes:
+        size: Samples of the source.
     """
-    words = _random_words(f"crop {seed} {position}", 3)
-    starts = []
-    for word, length, crop, (first, last) in zip(words, shape, crop_shape, box, strict=True):
-        if crop >= length:
-            starts.append(-((crop - length) // 2))
-            continue
-        centre = first + int(word) % (last - first)
-        starts.append(min(max(centre - crop // 2, 0), length - crop))
-    return tuple(starts)
+
+    def __init__(self, size: int, *, seed: int, name: str) -> None:
+        """``name`` keeps sources of one size apart."""
+        self.size = size
+        self._seed, self._name = seed, name
+        self._passes: dict[int, np.ndarray] = {}
+
+    def sample_at(self, turn: int) -> int:
+        """Which of ``size`` samples is shown at the source's ``turn``, counted from 0."""
+        epoch, place = divmod(turn, self.size)
+        return int(self._permutation(epoch)[place])
+
+    def replacement(self, turn: int, *, attempt: int) -> int:
+        """Which sample is tried instead of a damaged one; the first ``attempt`` is 1."""
+        word = random_words(f"replacement {self._seed} {self._name} {turn} {attempt}", 1)[0]
+        return int(word % np.uint64(self.size))
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        """Kept for the current pass and the one beside it, as a batch can lie across two."""
+        if epoch not in self._passes:
+            words = random_words(f"order {self._seed} {self._name} {epoch}", self.size)
+            near = {each: kept for each, kept in self._passes.items() if abs(each - epoch) == 1}
+            self._passes = {**near, epoch: np.argsort(words, kind="stable").astype(np.int32)}
+        return self._passes[epoch]
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    words = _random_words(f"order {seed} {epoch}", num_samples)
-    return np.argsort(words, kind="stable")
-
-
-def _random_words(purpose: str, count: int) -> np.ndarray:
+def random_words(purpose: str, count: int) -> np.ndarray:
     """64-bit words; numpy keeps raw bits the same over its versions, unlike its distributions."""
     key = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:16], "little")
     return np.asarray(np.random.Philox(key=key).random_raw(count))

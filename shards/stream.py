@@ -1,280 +1,268 @@
-"""Crops of scans from shards, in an order that is the same for any number of ranks and workers.
+"""Batches of crops, in an order that is the same for any number of ranks and workers.
 
-Workers read, verify and cut integers out of the mapped tars; all arithmetic on intensities happens
-later, in batches on the device.
+Workers read, verify and cut integers; all arithmetic on intensities happens later, in batches on
+the device. What is damaged is never delivered: it is told, counted, and replaced up to a limit.
 """
 
-import mmap
+import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import groupby
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shards.codec import DamagedFrame, read_crop
-from shards.index import VOLUME, DamagedShard, Sample, read_dataset, read_index, sequence_member
-from shards.intensity import IntensityStatistics
-from shards.order import crop_start, sample_at
-from shards.scan import INT16, MODALITIES
+from shards.batch import CropBatch, Damage, Row, stack
+from shards.corpus import Corpus, Drawn
+from shards.crops import CropPlan, crop_box
+from shards.index import DamagedShard
+from shards.reader import DamagedSample
+from shards.watchdog import Watchdog
 
-_MEMBER = sequence_member(VOLUME)
-SUBJECT_DIGITS = 15  # of a pseudonym, as many as a signed 64-bit number holds
+MAX_ATTEMPTS = 32
+"""Samples tried for one scan of the stream before its source is given up."""
 
-
-class CropBatch(NamedTuple):
-    """Crops of B scans, as stored.
-
-    Attributes:
-        volume: (B, 1, D, H, W) int16; physical = volume * slope + intercept. Padding holds the
-            value of the scan's air.
-        inside: (B, 3, 2) int32, [start, stop) per axis of what lies inside the scan.
-        slope, intercept: (B,) float32.
-        modality: (B,) int64, index into ``MODALITIES``.
-        statistics: (B, 7) float32, in the order of ``IntensityStatistics``, of the whole scan.
-        spacing_mm: (B, 3) float32, (d, h, w).
-        position: (B,) int64, in the global stream; with the seed the only source of randomness.
-        subject: (B,) int64, the same number for the same subject.
-        keys: Of the samples.
-        read_s: Seconds that reading, verifying and decompressing took.
-    """
-
-    volume: Tensor
-    inside: Tensor
-    slope: Tensor
-    intercept: Tensor
-    modality: Tensor
-    statistics: Tensor
-    spacing_mm: Tensor
-    position: Tensor
-    subject: Tensor
-    keys: list[str]
-    read_s: float
+_log = logging.getLogger("scanfm.stream")
 
 
-class ShardReader:
-    """Random access to the scans of a folder of shards; tars are mapped at their first use."""
-
-    def __init__(self, folder: str | Path) -> None:
-        """Read ``dataset.json`` and the indexes.
-
-        Raises:
-            ValueError: No shards there, or (``DamagedShard``) an index is not what was written.
-        """
-        self._folder = Path(folder)
-        self.dataset: dict[str, Any] = read_dataset(self._folder)
-        self.samples: list[Sample] = [
-            sample for shard in self.dataset["shards"] for sample in read_index(self._folder, shard)
-        ]
-        self._maps: dict[str, memoryview] = {}
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a mapping belongs to its process
-
-    def read_volume(self, index: int) -> np.ndarray:
-        """A whole scan, (D, H, W) int16, verified."""
-        volume, _ = self.read_crop(index, start=(0, 0, 0), shape=self.samples[index].shape)
-        return volume
-
-    def read_crop(
-        self, index: int, *, start: Sequence[int], shape: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A crop of any place and size; what lies outside the scan is filled with its air.
-
-        Returns:
-            The crop, int16, and (3, 2) int32: [start, stop) of the scan inside the crop.
-
-        Raises:
-            DamagedShard: A byte that was needed is not what was written.
-        """
-        sample = self.samples[index]
-        first = [max(begin, 0) for begin in start]
-        last = [
-            min(begin + edge, length)
-            for begin, edge, length in zip(start, shape, sample.shape, strict=True)
-        ]
-        inside = np.array(
-            [[a - begin, b - begin] for a, b, begin in zip(first, last, start, strict=True)],
-            dtype=np.int32,
-        )
-        if (inside[:, 0] >= inside[:, 1]).any():
-            raise ValueError(f"{sample.key}: a crop at {tuple(start)} lies outside {sample.shape}")
-        try:
-            found = read_crop(
-                self._frame(sample), start=first, stop=last, expected=sample.checksums[_MEMBER]
-            )
-        except DamagedFrame as error:
-            place = sample.members[_MEMBER].offset + error.offset
-            raise DamagedShard(
-                f"{self._folder / sample.shard}: {sample.key}.{_MEMBER} is damaged at byte {place}"
-                f" ({error.what}); run python -m shards.verify {self._folder}, then build again"
-            ) from None
-        if found.shape == tuple(shape):
-            return found, inside
-        crop = np.full(shape, _air(sample), dtype=np.int16)
-        crop[tuple(slice(a, b) for a, b in inside)] = found
-        return crop, inside
-
-    def _frame(self, sample: Sample) -> memoryview:
-        if sample.shard not in self._maps:
-            try:
-                with (self._folder / sample.shard).open("rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise DamagedShard(
-                    f"{self._folder / sample.shard}: cannot be opened ({error})"
-                ) from None
-            self._maps[sample.shard] = memoryview(mapped)
-        member = sample.members[_MEMBER]
-        return self._maps[sample.shard][member.offset : member.offset + member.size]
+class StalledReader(ValueError):
+    """A worker that gave no batch in time, or died."""
 
 
 def crop_batches(
-    folder: str | Path,
+    corpus: Corpus,
     *,
-    crop_shape: tuple[int, int, int],
+    plan: CropPlan,
     micro_batch: int,
     seed: int,
-    rank: int,
-    world_size: int,
-    start_step: int = 0,
-    stop_step: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    start_position: int = 0,
+    stop_position: int | None = None,
     num_workers: int = 0,
+    max_damaged: int = 0,
+    timeout_s: float = 600.0,
 ) -> Iterator[CropBatch]:
-    """The batches of one rank, from ``start_step`` on.
+    """The batches of one rank, from a position of the global stream on.
 
-    Step s holds ``world_size * micro_batch`` positions of the global stream, rank 0 the first
+    All ranks together take ``world_size * micro_batch`` positions at a time, rank 0 the first
     ``micro_batch`` of them; so the ranks' batches, joined, are those of one rank with a batch as
-    large, and nothing but the step needs to be kept to go on.
+    large. Nothing but the seed and the position needs to be kept to go on, with as many ranks as
+    before or others.
 
     Args:
-        folder: Of shards.
-        crop_shape: (d, h, w) voxels.
-        micro_batch: Scans of a batch.
-        seed: Of the order and of the crops.
+        corpus: Where scans come from.
+        plan: What is cut out of them.
+        micro_batch: Crops of a batch.
+        seed: Of the crops; the corpus has its own for the order.
         rank, world_size: Of this process among those that train.
-        start_step: First step, counted in batches.
-        stop_step: One past the last step; None never ends.
+        start_position: First position, of rank 0.
+        stop_position: One past the last position of the last rank; None never ends.
         num_workers: Processes that read; 0 reads in this one.
+        max_damaged: Damaged samples that are replaced; one more ends the stream.
+        timeout_s: Longest wait for a batch. Without workers it is only warned of.
 
     Raises:
-        DamagedShard: At the first scan that is not what was written.
+        DamagedShard: More samples than ``max_damaged`` are not what was written.
+        StalledReader: No batch came in ``timeout_s``.
+        ValueError: The positions are no whole number of batches.
     """
-    batches = _Batches(ShardReader(folder), crop_shape, micro_batch, seed, rank, world_size)
+    together = world_size * micro_batch
+    if stop_position is not None and (stop_position - start_position) % together:
+        raise ValueError(
+            f"positions {start_position} to {stop_position} are not a whole number of {together} "
+            f"({world_size} ranks x {micro_batch})"
+        )
+    batches = _Batches(corpus, plan=plan, micro_batch=micro_batch, seed=seed)
     loader: DataLoader[CropBatch | DamagedShard] = DataLoader(
         batches,
-        sampler=_Steps(start_step, stop_step),
+        sampler=_Positions(start_position + rank * micro_batch, stop_position, step=together),
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_unchanged,
+        timeout=timeout_s if num_workers else 0,
     )
-    return _delivered(loader)
+    places = ", ".join(map(str, corpus.readers))
+    timed = _with_waits(loader, timeout_s=timeout_s, num_workers=num_workers, places=places)
+    return _delivered(timed, max_damaged=max_damaged)
 
 
-def _delivered(batches: Iterable[CropBatch | DamagedShard]) -> Iterator[CropBatch]:
-    for batch in batches:
-        if isinstance(batch, DamagedShard):
-            raise batch
-        yield batch
+def _with_waits(
+    loader: Iterable[CropBatch | DamagedShard], *, timeout_s: float, num_workers: int, places: str
+) -> Generator[CropBatch | DamagedShard, None, None]:
+    """Time each wait, and say so where one is too long."""
+    told = (
+        f"no batch for {timeout_s:g} s: a reader hangs; look at the disk or server that holds "
+        f"{places}, or raise reading.timeout_s"
+    )
+    failure: Exception | None = None
+    batches = iter(loader)
+    try:
+        with Watchdog(timeout_s, bark=lambda: _log.warning("%s", told)) as watchdog:
+            while True:
+                began = time.perf_counter()
+                try:
+                    with watchdog.watching():
+                        batch = next(batches, None)
+                except RuntimeError as error:
+                    failure = _stalled(error, told=told, num_workers=num_workers, places=places)
+                    break
+                if batch is None:
+                    break
+                if isinstance(batch, CropBatch):
+                    batch = batch._replace(wait_s=time.perf_counter() - began)
+                yield batch
+    finally:
+        del batches  # ends the workers now, and not whenever an error's traceback is let go
+    if failure is not None:
+        raise failure
 
 
-class _Steps(Sampler[int]):
-    """The numbers of the steps; the loader keeps their order whatever its workers do."""
+def _stalled(error: RuntimeError, *, told: str, num_workers: int, places: str) -> Exception:
+    """What a loader says of its workers, in words that help."""
+    if "timed out" in str(error):
+        return StalledReader(told)
+    if "exited unexpectedly" in str(error):
+        return StalledReader(
+            f"one of {num_workers} reading processes of {places} died (out of memory or shared "
+            f"memory?); lower train.workers, or look at the system's log"
+        )
+    return error
 
-    def __init__(self, start: int, stop: int | None) -> None:
-        self._start, self._stop = start, stop
+
+def _delivered(
+    batches: Generator[CropBatch | DamagedShard, None, None], *, max_damaged: int
+) -> Iterator[CropBatch]:
+    """Log and count each damaged sample, once however often it is met."""
+    met: set[tuple[str, str]] = set()
+    with closing(batches):
+        for batch in batches:
+            if isinstance(batch, DamagedShard):
+                raise batch
+            for damage in batch.damaged:
+                if (damage.shard, damage.key) not in met:
+                    met.add((damage.shard, damage.key))
+                    _tell(damage, met=len(met), max_damaged=max_damaged)
+            yield batch
+
+
+def _tell(damage: Damage, *, met: int, max_damaged: int) -> None:
+    if met > max_damaged:
+        raise _too_many(damage, met=met, max_damaged=max_damaged)
+    told = "%s: %s is damaged at byte %d (%s); replaced by %s, %d of at most %d"
+    _log.warning(told, *damage, met, max_damaged)
+
+
+def _too_many(damage: Damage, *, met: int, max_damaged: int) -> DamagedShard:
+    told = str(DamagedSample(damage.shard, damage.key, damage.offset, damage.what))
+    if not max_damaged:
+        return DamagedShard(told)
+    return DamagedShard(f"{met} damaged samples, reading.max_damaged is {max_damaged}; last {told}")
+
+
+class _Positions(Sampler[int]):
+    """The first position of each batch; the loader keeps their order whatever its workers do."""
+
+    def __init__(self, start: int, stop: int | None, *, step: int) -> None:
+        self._start, self._stop, self._step = start, stop, step
 
     def __iter__(self) -> Iterator[int]:
-        step = self._start
-        while self._stop is None or step < self._stop:
-            yield step
-            step += 1
+        position = self._start
+        while self._stop is None or position < self._stop:
+            yield position
+            position += self._step
+
+
+class _Read(NamedTuple):
+    """Crops of consecutive positions."""
+
+    rows: list[Row]
+    read_s: float
+    damaged: list[Damage]
 
 
 class _Batches(Dataset[CropBatch | DamagedShard]):
-    """Step -> batch of one rank; damage is handed over whole, a worker's raise would bury it."""
+    """First position -> batch. Damage is handed over whole, a worker's raise would bury it."""
 
-    def __init__(
-        self,
-        reader: ShardReader,
-        crop_shape: tuple[int, int, int],
-        micro_batch: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self._reader, self._crop_shape, self._seed = reader, crop_shape, seed
-        self._micro_batch, self._rank, self._world_size = micro_batch, rank, world_size
+    def __init__(self, corpus: Corpus, *, plan: CropPlan, micro_batch: int, seed: int) -> None:
+        self._corpus, self._plan = corpus, plan
+        self._micro_batch, self._seed = micro_batch, seed
 
-    def __getitem__(self, step: int) -> CropBatch | DamagedShard:
+    def __getitem__(self, first: int) -> CropBatch | DamagedShard:
         try:
-            return self._batch(step)
+            return self._batch(first)
         except DamagedShard as error:
             return error
 
-    def _batch(self, step: int) -> CropBatch:
+    def _batch(self, first: int) -> CropBatch:
         began = time.perf_counter()
-        first = (step * self._world_size + self._rank) * self._micro_batch
-        positions = list(range(first, first + self._micro_batch))
-        indices = [
-            sample_at(position, num_samples=len(self._reader), seed=self._seed)
+        positions = range(first, first + self._micro_batch)
+        reads = [
+            self._scan(scan, list(group))
+            for scan, group in groupby(positions, key=lambda each: each // self._plan.per_scan)
+        ]
+        batch = stack(
+            [row for read in reads for row in read.rows],
+            plan=self._plan,
+            read_s=sum(read.read_s for read in reads),
+            damaged=[each for read in reads for each in read.damaged],
+        )
+        return batch._replace(decode_s=time.perf_counter() - began - batch.read_s)
+
+    def _scan(self, scan: int, positions: list[int]) -> _Read:
+        """The crops of one scan of the stream; alone, where one of them finds damage.
+
+        So whether a crop is replaced never depends on which others share its batch.
+        """
+        try:
+            return self._crops(self._corpus.drawn(scan), positions)
+        except DamagedSample as error:
+            if len(positions) == 1:
+                return self._replacement(scan, positions, first=error)
+        alone = [self._scan(scan, [position]) for position in positions]
+        return _Read(
+            [row for read in alone for row in read.rows],
+            sum(read.read_s for read in alone),
+            [each for read in alone for each in read.damaged],
+        )
+
+    def _replacement(self, scan: int, positions: list[int], *, first: DamagedSample) -> _Read:
+        """The next sample of the same source that is whole."""
+        failed = {first.key: first}
+        for attempt in range(1, MAX_ATTEMPTS):
+            drawn = self._corpus.drawn(scan, attempt=attempt)
+            sample = self._corpus.sample(drawn)
+            if sample.key in failed:
+                continue
+            try:
+                read = self._crops(drawn, positions)
+            except DamagedSample as error:
+                failed[error.key] = error
+                continue
+            found = [
+                Damage(each.shard, each.key, each.offset, each.what, replaced_by=sample.key)
+                for each in failed.values()
+            ]
+            return read._replace(damaged=found)
+        raise first
+
+    def _crops(self, drawn: Drawn, positions: list[int]) -> _Read:
+        sample = self._corpus.sample(drawn)
+        reader = self._corpus.sources[drawn.source].reader
+        boxes = [
+            crop_box(position, sample=sample, plan=self._plan, seed=self._seed)
             for position in positions
         ]
-        crops = [self._crop(*pair) for pair in zip(positions, indices, strict=True)]
-        return _stack(
-            [self._reader.samples[index] for index in indices],
-            crops=crops,
-            positions=positions,
-            read_s=time.perf_counter() - began,
+        crops, read_s = reader.read_crops(
+            sample, boxes=boxes, sequences=self._plan.sequences, masks=self._plan.masks
         )
-
-    def _crop(self, position: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        sample = self._reader.samples[index]
-        start = crop_start(
-            position,
-            seed=self._seed,
-            shape=sample.shape,
-            crop_shape=self._crop_shape,
-            box=sample.foreground_box,
-        )
-        return self._reader.read_crop(index, start=start, shape=self._crop_shape)
-
-
-def _stack(
-    samples: Sequence[Sample],
-    *,
-    crops: Sequence[tuple[np.ndarray, np.ndarray]],
-    positions: Sequence[int],
-    read_s: float,
-) -> CropBatch:
-    volumes = [one.sequences[VOLUME] for one in samples]
-    statistics = [[one.statistics[name] for name in IntensityStatistics._fields] for one in volumes]
-    return CropBatch(
-        volume=torch.from_numpy(np.stack([crop for crop, _ in crops])[:, None]),
-        inside=torch.from_numpy(np.stack([inside for _, inside in crops])),
-        slope=torch.tensor([one.slope for one in volumes], dtype=torch.float32),
-        intercept=torch.tensor([one.intercept for one in volumes], dtype=torch.float32),
-        modality=torch.tensor([MODALITIES.index(one.modality) for one in volumes]),
-        statistics=torch.tensor(statistics, dtype=torch.float32),
-        spacing_mm=torch.tensor([one.spacing_mm for one in samples], dtype=torch.float32),
-        position=torch.tensor(positions),
-        subject=torch.tensor([int(one.subject[:SUBJECT_DIGITS], 16) for one in samples]),
-        keys=[one.key for one in samples],
-        read_s=read_s,
-    )
-
-
-def _air(sample: Sample) -> int:
-    """The stored value of the lowest intensity of a scan."""
-    volume = sample.sequences[VOLUME]
-    level = round((volume.statistics["minimum"] - volume.intercept) / volume.slope)
-    return min(max(level, INT16.min), INT16.max)
+        day = float(reader.days[drawn.sample])
+        rows = [
+            Row(position, sample, box, crop, drawn.source, day)
+            for position, box, crop in zip(positions, boxes, crops, strict=True)
+        ]
+        return _Read(rows, read_s, damaged=[])
 
 
 def _unchanged(batch: Any) -> Any:

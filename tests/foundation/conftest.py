@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from shards.stream import CropBatch
+from shards.batch import CropBatch
 
 
 def _crop_batch(shape: tuple[int, int, int], *, positions: list[int]) -> CropBatch:
@@ -27,16 +27,24 @@ def _crop_batch(shape: tuple[int, int, int], *, positions: list[int]) -> CropBat
     batch = len(positions)
     return CropBatch(
         volume=torch.stack(volumes),
+        present=torch.ones(batch, 1, dtype=torch.bool),
+        masks=torch.zeros(batch, 0, *shape, dtype=torch.uint8),
         inside=torch.tensor(insides, dtype=torch.int32),
-        slope=torch.ones(batch),
-        intercept=torch.zeros(batch),
-        modality=torch.zeros(batch, dtype=torch.int64),
-        statistics=torch.tensor([[-300.0, 300, 0, 100, -290, 0, 290]] * batch),
+        extent=torch.tensor([shape] * batch, dtype=torch.int32),
+        slope=torch.ones(batch, 1),
+        intercept=torch.zeros(batch, 1),
+        modality=torch.zeros(batch, 1, dtype=torch.int64),
+        statistics=torch.tensor([[[-300.0, 300, 0, 100, -290, 0, 290]]] * batch),
         spacing_mm=torch.tensor([[3.0, 1.0, 1.5]] * batch),
         position=torch.tensor(positions),
         subject=torch.tensor(positions),
+        visit_day=torch.full((batch,), torch.nan),
+        source=torch.zeros(batch, dtype=torch.int64),
         keys=[f"scan-{position}" for position in positions],
         read_s=0.0,
+        decode_s=0.0,
+        wait_s=0.0,
+        damaged=[],
     )
 
 

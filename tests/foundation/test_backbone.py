@@ -60,7 +60,7 @@ def save(folder: Path) -> None:
 
 def scan(shape: tuple[int, int, int] = (11, 21, 19)) -> Scan:
     voxels = np.random.default_rng(1).integers(-900, 900, shape).astype(np.int16)
-    return Scan(voxels, spacing_mm=(3.0, 1.0, 1.5), modality="CT", subject=None, metadata={})
+    return Scan(voxels, spacing_mm=(3.0, 1.0, 1.5), modality="CT", metadata={})
 
 
 def reseal(folder: Path) -> None:

@@ -60,7 +60,7 @@ def _reference_loss(volume, prediction, mask, inside, *, norm_pix_loss: bool) ->
 def test_the_loss_equals_a_voxelwise_reference(crop_batch, norm_pix_loss: bool) -> None:
     mae = _mae(norm_pix_loss=norm_pix_loss)
     batch = crop_batch(SHAPE, positions=POSITIONS)
-    volume, inside = normalise_batch(batch, preprocessing=PREPROCESSING)
+    volume, inside, _ = normalise_batch(batch, preprocessing=PREPROCESSING)
     token_mask = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3)
     with torch.no_grad():
         loss, _ = mae(batch, 0)
@@ -83,12 +83,69 @@ def test_gradient_falls_exactly_on_hidden_voxels_inside_the_scan(crop_batch) -> 
     )
     loss, _ = mae(batch, 0)
     loss.backward()
-    _, inside = normalise_batch(batch, preprocessing=PREPROCESSING)
+    _, inside, _ = normalise_batch(batch, preprocessing=PREPROCESSING)
     mask = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3).mask
     counted = patchify(inside, patch_size=PATCH) & mask[..., None]
     assert counted.any()
     assert not counted.all()
     assert torch.equal(seen[0].grad != 0, counted)
+
+
+def test_no_gradient_falls_under_the_face(crop_batch) -> None:
+    """The face is not asked for, and not part of a patch's mean and spread."""
+    mae = _mae()
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    face = torch.zeros(4, 1, *SHAPE, dtype=torch.uint8)
+    face[:2, :, :, :5, 2:9] = 3
+    batch = batch._replace(masks=face)
+    seen: list[torch.Tensor] = []
+    mae.decoder.register_forward_hook(
+        lambda _module, _inputs, output: (output.retain_grad(), seen.append(output))[0]
+    )
+    loss, _ = mae(batch, 0)
+    loss.backward()
+    hidden = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3).mask[..., None]
+    inside = patchify(inside_mask(batch.inside, SHAPE), patch_size=PATCH)
+    under = patchify(face > 0, patch_size=PATCH)
+    assert (hidden & inside & under).any()
+    assert torch.equal(seen[0].grad != 0, hidden & inside & ~under)
+
+    volume = batch.volume.clone()
+    volume[face > 0] = 777
+    changed = normalise_batch(batch._replace(volume=volume), preprocessing=PREPROCESSING)
+    plain = normalise_batch(batch, preprocessing=PREPROCESSING)
+    counted = patchify(plain.counted, patch_size=PATCH)
+    statistics = [
+        patch_statistics(patchify(each.volume, patch_size=PATCH), counted=counted)
+        for each in (plain, changed)
+    ]
+    assert not torch.equal(plain.volume, changed.volume)
+    for one, other in zip(*statistics, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_channels_that_are_absent_are_not_asked_for(crop_batch) -> None:
+    torch.manual_seed(0)
+    config = MaeConfig(decoder_embed_dim=48, decoder_depth=1, decoder_num_heads=2)
+    vit = build_vit(VitConfig(size="toy", patch_size=PATCH, depth=2, in_chans=2))
+    mae = build_mae(config, vit=vit, preprocessing=PREPROCESSING, total_steps=10, seed=3)
+    one, two = (crop_batch(SHAPE, positions=[first, first + 1]) for first in (0, 7))
+    both = {
+        name: torch.cat([getattr(one, name), getattr(two, name)], dim=1)
+        for name in ("volume", "slope", "intercept", "modality", "statistics")
+    }
+    batch = one._replace(**both, present=torch.tensor([[True, True], [True, False]]))
+    seen: list[torch.Tensor] = []
+    hook = mae.decoder.register_forward_hook(
+        lambda _module, _inputs, output: (output.retain_grad(), seen.append(output))[0]
+    )
+    loss, _ = mae(batch, 0)
+    loss.backward()
+    hook.remove()
+    hidden = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3).mask[..., None]
+    wanted = inside_mask(batch.inside, SHAPE) & batch.present[..., None, None, None]
+    assert torch.equal(seen[0].grad != 0, hidden & patchify(wanted, patch_size=PATCH))
+    assert mae.reconstruct(batch).original.shape == (2, 2, *SHAPE)
 
 
 def test_a_sample_made_of_padding_costs_nothing() -> None:
@@ -104,14 +161,15 @@ def test_a_sample_made_of_padding_costs_nothing() -> None:
 def test_statistics_leave_padding_out_and_survive_a_constant_patch() -> None:
     patches = torch.tensor([[[1.0, 3.0, -1.0], [2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]])
     inside = torch.tensor([[[True, True, False], [True] * 3, [False] * 3]])
-    mean, std = patch_statistics(patches, inside=inside)
+    mean, std = patch_statistics(patches, counted=inside)
     torch.testing.assert_close(mean.flatten(), torch.tensor([2.0, 2.0, 0.0]))
     torch.testing.assert_close(std.flatten(), torch.tensor([1.0, 1e-3, 1e-3]), atol=1e-6, rtol=0)
 
 
 def test_hidden_voxels_never_reach_the_encoder(crop_batch) -> None:
     mae = _mae().eval()
-    volume, _ = normalise_batch(crop_batch(SHAPE, positions=POSITIONS), preprocessing=PREPROCESSING)
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    volume = normalise_batch(batch, preprocessing=PREPROCESSING).volume
     token_mask = random_mask(torch.tensor(POSITIONS), num_tokens=30, mask_ratio=0.75, seed=3)
     volume.requires_grad_()
     mae._predict(volume, token_mask).square().sum().backward()
@@ -154,9 +212,9 @@ def test_a_reconstruction_shows_the_input_where_it_was_visible(crop_batch, norm_
 def test_a_perfect_prediction_reconstructs_the_scan(crop_batch) -> None:
     mae = _mae()
     batch = crop_batch(SHAPE, positions=POSITIONS)
-    volume, inside = normalise_batch(batch, preprocessing=PREPROCESSING)
+    volume, inside, _ = normalise_batch(batch, preprocessing=PREPROCESSING)
     patches = patchify(volume, patch_size=PATCH)
-    mean, std = patch_statistics(patches, inside=patchify(inside, patch_size=PATCH))
+    mean, std = patch_statistics(patches, counted=patchify(inside, patch_size=PATCH))
     mae.decoder.register_forward_hook(lambda *_: (patches - mean) / std)
     assert mae(batch, 0)[0].item() < 1e-10
     original, rebuilt, _ = mae.reconstruct(batch)

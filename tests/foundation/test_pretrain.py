@@ -1,6 +1,5 @@
 """The command itself, on two ranks: it resumes bit for bit, and stops in one line."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -18,12 +17,9 @@ from foundation.backbone import load_backbone
 from foundation.log import read_log
 from foundation.pretrain import PretrainConfig, make_plan
 from foundation.ranks import Ranks
-from recipes.load import RecipeError, digest, load
-from shards.codec import encode
-from shards.files import write_json
-from shards.index import SCHEMA_VERSION
-from shards.intensity import intensity_statistics
-from shards.write import ShardWriter
+from recipes.load import RecipeError, load
+from shards.index import VOLUME
+from tests.written_shards import Written, ramp, write_shards
 
 STEPS, EVERY, KILL_AFTER = 24, 4, 10
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -31,45 +27,27 @@ ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten small scans of five subjects in two tars."""
-    folder = tmp_path_factory.mktemp("shards")
-    writer = ShardWriter(folder, shard_size_mb=0.15)
+    """Ten small scans of five subjects in several tars."""
     generator = np.random.default_rng(0)
-    subjects = [hashlib.sha256(bytes([number])).hexdigest()[:16] for number in range(5)]
+    samples = []
     for number in range(10):
-        shape = (18 + number, 26, 20)
-        voxels = generator.integers(-500, 500, shape).cumsum(axis=0).clip(-1000, 1000)
-        voxels = voxels.astype(np.int16)
-        record = {
-            "key": f"toy-{number}",
-            "shape": shape,
-            "spacing_mm": (3.0, 1.0, 1.5),
-            "modality": "CT",
-            "body_part": None,
-            "slope": 1.0,
-            "intercept": 0.0,
-            "statistics": intensity_statistics(voxels)._asdict(),
-            "foreground_box": [[0, size] for size in shape],
-            "subject": subjects[number // 2],
-            "source": "toy",
-            "split": "train",
-            "source_digest": hashlib.sha256(voxels.tobytes()).hexdigest(),
-        }
-        writer.add(f"toy-{number}", frame=encode(voxels), record=record)
-    source = {"name": "toy", "licence": "CC0-1.0", "source": "made up", "num_samples": 10}
-    dataset = {
-        "schema_version": SCHEMA_VERSION,
-        "name": "toy",
-        "num_samples": 10,
-        "num_subjects": 5,
-        "shards": writer.close(),
-        "sources": [source],
-        "modalities": {"CT": 10},
-        "spacing_mm": None,
-        "subjects": sorted(subjects),
-    }
-    write_json(folder / "dataset.json", {**dataset, "digest": digest(dataset)})
-    return folder
+        steps = generator.integers(-500, 500, (18 + number, 26, 20))
+        voxels = steps.cumsum(axis=0).clip(-1000, 1000).astype(np.int16)
+        face = np.zeros(voxels.shape, np.uint8)
+        face[:, :6] = number % 2
+        samples.append(Written({VOLUME: voxels}, masks={"face": face}, subject=str(number // 2)))
+    folder = tmp_path_factory.mktemp("shards") / "toy"
+    return write_shards(folder, samples, shard_size_mb=0.15)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four further scans, two of a subject that is in the first folder too."""
+    samples = [
+        Written({VOLUME: ramp(number, (17, 25, 19))}, subject=subject, values={"site": subject})
+        for number, subject in enumerate(["0", "0", "9", "8"])
+    ]
+    return write_shards(tmp_path_factory.mktemp("others") / "others", samples, name="others")
 
 
 def recipe(shards: Path, folder: Path, **method: dict) -> Path:
@@ -197,7 +175,8 @@ def test_a_finished_run_has_everything_and_is_not_run_again(
         assert (pictures["reconstruction"] == pictures["original"])[visible].all()
     line = read_log(run / "log.jsonl")[-1]
     assert line["step"] == 3
-    assert set(line["seconds"]) >= {"read", "wait", "forward", "backward", "optimiser"}
+    assert line["epochs"] == {"toy": 2.4}
+    assert set(line["seconds"]) >= {"read", "decode", "wait", "forward", "backward", "optimiser"}
     assert line["tokens_per_s"] == pytest.approx(line["scans_per_s"] * 18, rel=1e-3)
 
     # Alone, so that what it imports can be seen: the engine is not among it.
@@ -240,6 +219,11 @@ def test_a_loss_that_is_no_number_stops_all_ranks_in_one_line(
         (["dino={}"], "exactly one of the sections mae, dino; this one has mae and dino"),
         (["mae=null"], "this one has none"),
         (["name=a/b"], "name: "),
+        (["shards=[]"], "name each folder once, and one at least"),
+        (["shards=[{folder: a}, {folder: a}]"], "name each folder once"),
+        (["shards=[{folder: a, wieght: 2}]"], "did you mean 'weight'"),
+        (["reading.crop_mm=[20, -1, null]"], "crop_mm must be positive"),
+        (["reading.sequences=[t1w, t1w]"], "sequences: a name stands twice"),
     ],
 )
 def test_a_recipe_that_makes_no_sense(
@@ -257,6 +241,12 @@ def test_a_recipe_that_makes_no_sense(
         (["preprocessing.spacing_mm=[3,1,1]"], r"\[3, 1, 1\] mm, but .* null"),
         (["deepspeed.stage=3"], "stage: 3 is not supported"),
         (["out=/dev/null/runs"], "cannot be written"),
+        (
+            ["reading.sequences=[volume,t1w]"],
+            "in_chans: 1, but reading.sequences names 2 .volume, t1w",
+        ),
+        (["reading.sequences=[t1w]"], "any of the sequences t1w; there is volume"),
+        (["reading.ignore_masks=[nose]"], "no sample has a mask 'nose'; there is face"),
     ],
 )
 def test_a_job_that_cannot_run_is_refused_before_anything_is_built(
@@ -267,3 +257,49 @@ def test_a_job_that_cannot_run_is_refused_before_anything_is_built(
         make_plan(config, ranks=ALONE)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_a_mixture_is_read_as_its_recipe_says(
+    shards: Path, others: Path, tmp_path: Path, project: Path
+) -> None:
+    """Two folders, one of them balanced, several crops of a scan, a face that is ignored."""
+    path = mae(shards, tmp_path)
+    entries = f"[{{folder: {shards}, weight: 3}}, {{folder: {others}, weight: 1, balance: site}}]"
+    words = (
+        f"shards={entries}",
+        "train.steps=4",
+        "train.workers=1",
+        "reading={crops_per_scan: 2, crop_mm: [60, null, 18], foreground: 0.5, "
+        "ignore_masks: [face]}",
+    )
+    out = finish(path, project, *words)
+    assert out.splitlines()[:2] == [
+        f"reads   {shards}: 10 scans of 5 subjects",
+        f"reads   {others}: 4 scans of 3 subjects",
+    ]
+    run = tmp_path / "runs" / "small"
+    last = read_log(run / "log.jsonl")[-1]
+    assert list(last["epochs"]) == ["toy", "others/0", "others/8", "others/9"]
+    passes = np.array(list(last["epochs"].values()))
+    assert (passes * [10, 2, 1, 1]).sum() == pytest.approx(4 * 8 / 2, abs=1e-2)
+    provenance = load_backbone(run / "backbone").provenance
+    found = provenance["shards"]
+    assert (found["name"], found["num_samples"], found["num_subjects"]) == ("toy + others", 14, 7)
+    assert [source["name"] for source in found["sources"]] == ["toy", "others"]
+    assert found["modalities"] == {"CT": 14}
+    digests = [
+        json.loads((each / "dataset.json").read_text())["digest"] for each in (shards, others)
+    ]
+    assert [each["digest"] for each in found["folders"]] == digests
+    assert found["digest"] not in digests
+    assert len(provenance["subjects"]) == 7
+    assert len(provenance["source_digests"]) == 14
+    assert provenance["epochs"].keys() == last["epochs"].keys()
+
+    # What changes no result may change; what does, may not.
+    finish(path, project, *words, "reading.timeout_s=99", "reading.max_damaged=3")
+    with pytest.raises(ValueError, match=r"reading\.foreground \(0\.5 -> 0\.4"):
+        make_plan(
+            load(path, PretrainConfig, [*words, "reading.foreground=0.4"]),
+            ranks=ALONE._replace(world_size=2),
+        )

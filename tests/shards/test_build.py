@@ -14,8 +14,8 @@ import pytest
 from recipes.load import RecipeError, load
 from shards.build import BuildConfig, BuildError, main
 from shards.cohort import CohortError
+from shards.reader import ShardReader
 from shards.sources import SourceError
-from shards.stream import ShardReader
 from shards.verify import verify
 from shards.write import ShardWriter
 

@@ -12,7 +12,7 @@ from shards import place_errors
 from shards.build import BuildConfig, BuildError, main
 from shards.places import Place
 from shards.publication import RemoteOutput
-from shards.stream import ShardReader
+from shards.reader import ShardReader
 from shards.verify import verify
 from shards.withdraw import withdraw
 from tests.shards.servers import s3_server, web_server
