@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from foundation.backbone import load_backbone
 from recipes.command import errors_in_one_line
-from shards.dicom import read_tree
+from shards.dicom import read_tree, refusal
 from shards.dicom_series import read_series
 from shards.files import write_bytes
+from shards.policy import LENIENT
 from shards.scan import ITK, MODALITIES, NIFTI, Scan, ScanError, only_scan, read_scan
 
 FORMATS = (".csv", ".npz")
@@ -107,6 +108,8 @@ def find_scans(scans: Path, *, modality: str | None) -> Iterator[Found]:
             yield Found(name, partial(read_scan, path, modality=modality))
     taken: set[str] = set()
     for series in read_tree(scans).series:
+        if refusal(series, policy=LENIENT) is not None:
+            continue  # scouts and captures beside the scans
         folder = series.files[0].parent.relative_to(scans).as_posix()
         name, number = folder, 1
         while name in taken:  # several series in one folder

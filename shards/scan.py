@@ -59,7 +59,8 @@ class Scan:
             None where the file has no geometry.
         origin: Who and when; never written anywhere.
         metadata: Descriptions from an allow-list (``body_part``, ``manufacturer``, ...).
-        left_out: Files of the input that are no part of this scan: their number, by reason.
+        left_out: Files of the input that are no part of any scan: their number, by reason; told at
+            the first scan.
     """
 
     voxels: np.ndarray

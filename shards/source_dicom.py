@@ -38,7 +38,8 @@ def dicom_inputs(
                 subject=subject,
                 sequences=(Part(VOLUME, "", config.modality, names),),
                 root=listing.root,
-                name=names[0],
+                # A slice that arrives later may come first by name; the series stays the same.
+                name=series.uid or names[0],
                 identity=identity_of(names[0], infos, subject),
                 verdict=_verdict(config, series),
             )

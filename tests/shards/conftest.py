@@ -1,6 +1,6 @@
 """Shared by the shard tests: DICOM series of known truth, and small folders of shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from recipes.load import parse
 from shards import build
@@ -19,12 +20,22 @@ AXIAL = (1, 0, 0, 0, 1, 0)
 
 
 def _slice_file(
-    path: Path, pixels: np.ndarray, *, position: tuple[float, ...], changes: dict[str, Any]
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    position: tuple[float, ...],
+    changes: dict[str, Any],
+    syntax: str = ExplicitVRLittleEndian,
+    private: Iterable[tuple[int, str, int, str, Any]] = (),
 ) -> None:
-    """One CT slice of (rows, columns) stored values; ``changes`` replace or (None) drop tags."""
+    """One CT slice of (rows, columns) stored values.
+
+    ``changes`` replace or (None) drop tags; ``syntax`` is its transfer syntax; ``private`` holds
+    (group, creator, element, value representation, value).
+    """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = UID(syntax)
     tags: dict[str, Any] = {
         "SOPClassUID": CTImageStorage,
         "SOPInstanceUID": pydicom.uid.generate_uid(entropy_srcs=[str(path)]),
@@ -49,18 +60,121 @@ def _slice_file(
         "PixelData": pixels.astype("<i2").tobytes(),
         **changes,
     }
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    uid = UID(syntax)
+    dataset = FileDataset(
+        None,
+        {},
+        file_meta=meta,
+        preamble=b"\0" * 128,
+        is_implicit_VR=uid.is_implicit_VR,
+        is_little_endian=uid.is_little_endian,
+    )
     for tag, value in tags.items():
         if value is not None:
             setattr(dataset, tag, value)
+    for group, creator, element, representation, value in private:
+        block = dataset.private_block(group, creator, create=True)
+        block.add_new(element, representation, value)
+    _encode_pixels(dataset, uid)
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
+
+
+def _encode_pixels(dataset: Dataset, uid: UID) -> None:
+    """From little endian to what the transfer syntax asks for."""
+    if "PixelData" not in dataset:
+        return
+    if uid.is_encapsulated:
+        size = dataset.Rows * dataset.Columns * 2
+        plain = dataset.PixelData
+        frames = [plain[at : at + size] for at in range(0, len(plain), size)]
+        dataset.PixelData = encapsulate([_compressed(one, dataset) for one in frames])
+        dataset["PixelData"].VR = "OB"
+    elif not uid.is_little_endian:
+        dataset.PixelData = np.frombuffer(dataset.PixelData, "<i2").astype(">i2").tobytes()
+
+
+def _compressed(frame: bytes, dataset: Dataset) -> bytes:
+    """One frame of 16 bits in the dataset's transfer syntax, through gdcm."""
+    import gdcm
+
+    writer = gdcm.ImageWriter()  # it owns the image
+    image = writer.GetImage()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((dataset.Columns, dataset.Rows, 1))
+    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 16, 15, dataset.PixelRepresentation))
+    pixels = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    pixels.SetByteStringValue(frame)
+    image.SetDataElement(pixels)
+    change = gdcm.ImageChangeTransferSyntax()
+    kind = gdcm.TransferSyntax.GetTSType(str(dataset.file_meta.TransferSyntaxUID))
+    change.SetTransferSyntax(gdcm.TransferSyntax(kind))
+    change.SetInput(image)
+    assert change.Change()
+    fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
+    assert fragments.GetNumberOfFragments() == 1
+    content: str = fragments.GetFragment(0).GetByteValue().GetBuffer()
+    return content.encode("utf-8", "surrogateescape")
 
 
 @pytest.fixture(scope="session")
 def slice_file() -> Callable[..., None]:
     """``slice_file(path, pixels, position=(x, y, z), changes={...})``."""
     return _slice_file
+
+
+def _multi_frame(
+    path: Path,
+    frames: Sequence[tuple[np.ndarray, dict[str, dict[str, Any]]]],
+    *,
+    shared: dict[str, dict[str, Any]],
+    changes: dict[str, Any],
+    syntax: str = ExplicitVRLittleEndian,
+) -> None:
+    """An enhanced object.
+
+    Each frame is (rows, columns) stored values with its functional groups, such as
+    ``{"PlanePosition": {"ImagePositionPatient": [0, 0, 4]}}``; ``shared`` are those of all.
+    """
+    pixels = np.stack([one for one, _ in frames])
+    per_frame = [_groups(groups) for _, groups in frames]
+    _slice_file(
+        path,
+        pixels[0],
+        position=(0, 0, 0),
+        syntax=syntax,
+        changes={
+            "NumberOfFrames": len(frames),
+            "ImagePositionPatient": None,
+            "ImageOrientationPatient": None,
+            "PixelSpacing": None,
+            "SliceThickness": None,
+            "RescaleSlope": None,
+            "RescaleIntercept": None,
+            "SharedFunctionalGroupsSequence": [_groups(shared)],
+            "PerFrameFunctionalGroupsSequence": per_frame,
+            "PixelData": pixels.astype("<i2").tobytes(),
+            **changes,
+        },
+    )
+
+
+def _groups(groups: dict[str, dict[str, Any]]) -> Dataset:
+    found = Dataset()
+    for name, values in groups.items():
+        item = Dataset()
+        for tag, value in values.items():
+            setattr(item, tag, value)
+        setattr(found, f"{name}Sequence", [item])
+    return found
+
+
+@pytest.fixture(scope="session")
+def multi_frame() -> Callable[..., None]:
+    """``multi_frame(path, [(pixels, groups), ...], shared={...}, changes={...})``."""
+    return _multi_frame
 
 
 def _series(folder: Path, hounsfield: np.ndarray, **changes: Any) -> None:
@@ -123,7 +237,8 @@ def recipe(root: Path, **changes: Any) -> BuildConfig:
             {"cohort": str(root / "mr.yaml"), "splits": ["train", "val"]},
         ],
         "shard_size_mb": 0.01,
-        "workers": 1,
+        "workers": 0,
+        "if_changed": "rebuild",
         **changes,
     }
     return parse(tree, BuildConfig, where="recipe")

@@ -198,3 +198,23 @@ def test_a_damaged_neighbour_is_not_copied(root: Path) -> None:
     tar.write_bytes(content)
     with pytest.raises(DamagedShard, match=f"{other.key}.volume.b2nd .* is damaged"):
         _withdraw(root, one.subject)
+
+
+def test_a_slice_that_comes_late_replaces_the_series(
+    tmp_path: Path,
+    toy_recipe: Recipe,
+    series: Callable[..., None],
+    toy_volume: Callable[..., Any],
+) -> None:
+    """The late file comes first by name, so names alone would make it another series."""
+    series(tmp_path / "dicom/a", toy_volume(3))
+    late = tmp_path / "dicom/a/IM001"
+    content = late.read_bytes()
+    late.unlink()
+    ct = {"dicom": "dicom", "name": "ct", "licence": "CC0", "source": "a test"}
+    main(toy_recipe(tmp_path, sources=[ct]))
+    assert [one.shape[0] for one in ShardReader(tmp_path / "shards").samples] == [8]
+    late.write_bytes(content)
+    main(toy_recipe(tmp_path, sources=[ct]))
+    assert [one.shape[0] for one in ShardReader(tmp_path / "shards").samples] == [9]
+    assert list(verify(tmp_path / "shards")) == []
