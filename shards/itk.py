@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.metaimage import check_metaimage
 from shards.nifti import MAX_DEFLATION
 from shards.policy import Policy
 from shards.scan import Scan, ScanError, physical_units, to_lps
@@ -27,6 +28,8 @@ def read_itk(path: str | Path, *, modality: str | None, policy: Policy) -> Itera
     if modality is None:
         raise ScanError("the file does not tell its modality; name it in the recipe")
     most = _most_bytes(Path(path))
+    if Path(path).suffix.lower() in (".mha", ".mhd"):
+        check_metaimage(Path(path))
     reader = _reader(str(path))
     shape, count = _shape(reader, policy)
     if math.prod(shape) * count * _voxel_bytes(reader) > most:

@@ -109,6 +109,9 @@ def _volume(stream: IO[bytes], header: Any, shape: tuple[int, ...], *, modality:
     try:
         slope, intercept = header.get_slope_inter()
         affine = np.asarray(header.get_best_affine())
+    except Exception as error:  # nibabel's own types have no common base
+        raise _damaged(error) from None
+    try:
         stored = np.empty(shape, header.get_data_dtype(), order="F")
         _fill(stream, memoryview(stored.reshape(-1, order="F").view(np.uint8).data))
     except (*DAMAGE, MemoryError) as error:
