@@ -22,16 +22,16 @@ def load_key(path: str | Path) -> bytes:
     path = Path(path)
     if not path.exists():
         _create(path)
-    if path.stat().st_mode & 0o077:
-        raise ValueError(
-            f"{path}: other users may read the pseudonym key; close it with chmod 600 {path}"
-        )
     try:
         key = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except (UnicodeDecodeError, ValueError):
         key = b""
     if len(key) != KEY_BYTES:
         raise ValueError(f"{path}: not a pseudonym key; expected {2 * KEY_BYTES} hex digits")
+    if path.stat().st_mode & 0o077:
+        raise ValueError(
+            f"{path}: other users may read the pseudonym key; close it with chmod 600 {path}"
+        )
     return key
 
 

@@ -64,6 +64,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sources": SOURCES,
         "workers": 1,
         "max_rejected_fraction": 0.0,
+        "if_changed": "rebuild",
     },
     "pretrain": {
         "name": "toy",
@@ -299,7 +300,7 @@ def test_data_that_is_not_there(place: Place) -> None:
     for command in (BUILD, EVALUATE):
         assert "nowhere/table.csv does not exist" in place.refuses(*command, "data_root=nowhere")
     assert "data/nowhere does not exist" in place.refuses(*BUILD, "sources.1.dicom=nowhere")
-    nifti = "sources=[{nifti: none/*.nii, modality: MR, name: a, licence: b, source: c}]"
+    nifti = "sources=[{images: none/*.nii, modality: MR, name: a, licence: b, source: c}]"
     assert "no scans; see data/none/*.nii" in place.refuses(*BUILD, nifti)
     assert "nowhere: no shards here" in place.refuses(*PRETRAIN, "shards=nowhere")
     assert "nowhere: is no folder" in place.refuses(*EVALUATE, "backbones.mae=nowhere")
@@ -416,7 +417,7 @@ def test_a_rejected_scan_is_in_the_ledger_with_its_reason(place: Place) -> None:
     entries = ledger(place.root / "shards/ledger.jsonl")
     assert {(entry["source"], entry["position"]): entry["reason"] for entry in entries} == {
         ("tiny", 2): "not a readable NIfTI file, truncated or damaged (EOFError)",
-        ("tiny", 3): "not a readable NIfTI file, truncated or damaged (BadGzipFile)",
+        ("tiny", 3): "not a readable NIfTI file, truncated or damaged (WrapStructError)",
         ("tiny", 4): "the file or folder does not exist",
         ("ward", 0): "a missing slice: a gap of 14.00 mm where 7.00 is usual",
         ("ward", 1): "not a DICOM file",
@@ -431,7 +432,7 @@ def ledger(path: Path) -> list[dict[str, Any]]:
 
 def test_a_truncated_slice(place: Place) -> None:
     truncate(slices(place)[3])
-    assert "a slice is truncated" in place.refuses(*BUILD, new=("shards.ledger.jsonl",))
+    assert "a truncated file" in place.refuses(*BUILD, new=("shards.ledger.jsonl",))
 
 
 def test_no_scan_at_all(place: Place) -> None:
@@ -456,7 +457,7 @@ def full_disk(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size_bytes", [200, 3_000, 20_000])
+@pytest.mark.parametrize("size_bytes", [1_000, 3_000, 20_000])
 def test_a_full_disk_while_building(place: Place, size_bytes: int) -> None:
     with full_disk(size_bytes):
         line = place.refuses(*BUILD, "shard_size_mb=0.01", "name=other")
@@ -492,7 +493,7 @@ def test_an_interrupted_build(place: Place, project: Path) -> None:
     for number in range(500):
         shutil.copy("data/scans/s01.nii.gz", f"data/scans/x{number}.nii.gz")
     before = contents(place.root)
-    nifti = "{nifti: scans/*.gz, modality: MR, name: a, licence: b, source: c}"
+    nifti = "{images: scans/*.gz, modality: MR, name: a, licence: b, source: c}"
     words = (f"sources=[{nifti}]", "workers=2", "max_rejected_fraction=1")
     process = start(place.root, project, *BUILD, *words)
     wait_for(process, Path(".shards.building/shard-000000.tar").exists)
@@ -516,7 +517,8 @@ def test_a_flipped_byte_in_a_shard(place: Place, project: Path) -> None:
     before = contents(place.root / "shards")
     line = the_line(ended(start(place.root, project, *PRETRAIN)))
     assert "shards/shard-000000.tar: " in line
-    assert "volume.b2nd is damaged at byte" in line
+    assert "is damaged at byte" in line
+    assert "(volume.b2nd, chunk 0 of 1)" in line
     assert contents(place.root / "shards") == before
 
 
