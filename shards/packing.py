@@ -11,7 +11,7 @@ from shards.convert import Converted
 from shards.duplicates import DuplicateCheck
 from shards.index import RECORD, Sample
 from shards.journal import Journal, Progress
-from shards.ledger import Entry, Status
+from shards.ledger import Entry, Status, counts
 from shards.plan import Job
 from shards.write import PackedSample, ShardWriter
 
@@ -47,6 +47,7 @@ class Packer:
         self.entries: list[Entry] = []
         self.shards: list[dict[str, Any]] = []
         self.inputs_done, self._scans_done, self._noted = 0, 0, 0
+        self.num_rejected = 0
         self.unchanged: set[str] = set()
         self._writer = ShardWriter(
             folder,
@@ -60,6 +61,7 @@ class Packer:
         self.entries, self.shards = list(progress.entries), list(progress.shards)
         self.inputs_done, self._scans_done = progress.inputs, progress.scans
         self._noted = len(self.entries)
+        self.num_rejected = counts(self.entries)["rejected"]
         self._writer.skip(len(self.shards))
         for sample in samples:
             self._duplicates.add_stored(sample)
@@ -133,6 +135,7 @@ class Packer:
         note: str | None = None,
     ) -> None:
         task = job.task
+        self.num_rejected += status == "rejected"
         self.entries.append(
             Entry(
                 source=task.source,

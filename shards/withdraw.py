@@ -39,9 +39,16 @@ def main() -> None:
     )
     parser.add_argument("folder", help="folder of shards, or its URL")
     parser.add_argument("subject", help="identity or pseudonym")
-    parser.add_argument("--key", type=Path, default=Path("data/pseudonym.key"))
+    parser.add_argument(
+        "--key",
+        type=Path,
+        default=Path("data/pseudonym.key"),
+        help="that the shards were built with",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs")
-    parser.add_argument("--staging", type=Path, default=Path("data/staging"))
+    parser.add_argument(
+        "--staging", type=Path, default=Path("data/staging"), help="for shards behind a URL"
+    )
     words = parser.parse_args()
     with errors_in_one_line():
         print(f"reads {words.folder}, {words.runs}; writes {words.folder}", flush=True)
