@@ -181,12 +181,12 @@ def _pack(config: BuildConfig, *, output: Output, plan: Plan, standing: Standing
 
 def _take_all(config: BuildConfig, *, output: Output, packer: Packer, plan: Plan) -> None:
     executor = _executor(config, output, plan)
-    before = counts(plan.kept)["rejected"]
+    allowed = config.max_rejected_fraction * plan.num_inputs - counts(plan.kept)["rejected"]
     jobs = plan.jobs[packer.inputs_done :]
     results = executor.map(convert_job, jobs, failed=_crashed)
     for job, found in zip(jobs, _progress(results, plan, packer.inputs_done), strict=True):
         packer.take(job, found)
-        if before + packer.num_rejected > config.max_rejected_fraction * plan.num_inputs:
+        if packer.num_rejected > allowed:
             _stop(config, output, [*plan.kept, *packer.entries], num_scans=plan.num_inputs)
 
 
