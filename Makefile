@@ -71,5 +71,11 @@ check: $(READY) ## linter, formatter, types, layers
 	@$(BIN)/mypy
 	@$(RUN) pytest -q tests/test_layers.py
 
+bench: $(READY) ## speed of reading, building and streaming, as ratios in one run
+	@$(RUN) shards.bench --out reports/bench.json
+
+soak: $(READY) ## long proofs: thousands of damaged files and shards (slow)
+	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards/test_fuzz.py
+
 hardness: $(READY) ## the phantom diseases are there to be found, and not by intensity alone (slow)
-	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards
+	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards/test_phantom_hardness.py

@@ -18,8 +18,8 @@ from evaluation.progress import progress
 from evaluation.store import read_arrays, write_arrays
 from evaluation.task import Task
 from recipes.load import digest
-from shards.cohort import CohortRow
 from shards.scan import Scan, ScanError, read_scan, resample
+from shards.sources.cohort import CohortRow
 
 Spacing = tuple[float, float, float]
 Arrays = Mapping[str, NDArray[Any]]

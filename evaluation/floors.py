@@ -18,9 +18,9 @@ from evaluation.protocols import Estimator, Floats, Rows, Setting
 from evaluation.task import Task, VoxelFloor
 from foundation.preprocessing import Preprocessing, normalise
 from recipes.load import digest
-from shards.cohort import CohortRow
-from shards.intensity import intensity_statistics
+from shards.measure.intensity import intensity_statistics
 from shards.scan import MODALITIES, Scan
+from shards.sources.cohort import CohortRow
 
 NUM_BINS = 32
 BODY_HU = -500.0

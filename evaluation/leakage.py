@@ -15,8 +15,8 @@ from evaluation.features import Extractor
 from evaluation.task import Task
 from recipes.load import digest
 from shards.codec import source_digest
-from shards.cohort import CohortRow
 from shards.scan import Scan
+from shards.sources.cohort import CohortRow
 
 DIGEST = "source_digest"
 FAILED = "leakage_failed.json"

@@ -18,8 +18,8 @@ from foundation.backbone import Backbone, BackboneError, load_backbone, random_b
 from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig
 from recipes.load import digest, parse
-from shards.cohort import CohortRow
 from shards.scan import Scan
+from shards.sources.cohort import CohortRow
 
 POOLINGS = ("both", "cls", "mean")
 

@@ -13,7 +13,7 @@ from evaluation.features import read_mask, read_row
 from evaluation.floors import windowed
 from evaluation.store import read_arrays
 from evaluation.task import Task
-from shards.cohort import CohortRow
+from shards.sources.cohort import CohortRow
 
 _PER_LABEL = 1
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
 from recipes.load import Section, digest, load
-from shards.cohort import Cohort, CohortRow, load_cohort
 from shards.pseudonym import pseudonym
+from shards.sources.cohort import Cohort, CohortRow, load_cohort
 
 SPLITS = ("train", "val", "test")
 METRIC_OF_KIND = {"binary": "auroc", "regression": "r2"}

@@ -26,7 +26,7 @@ from foundation.preprocessing import AIR, Preprocessing, normalise, window_start
 from foundation.vit import Vit3d, VitConfig, build_vit, patchify
 from recipes.load import RecipeError, digest, parse
 from shards.files import fresh_folder, publish_folder, sha256_of, write_json, write_text
-from shards.intensity import intensity_statistics
+from shards.measure.intensity import intensity_statistics
 from shards.scan import MODALITIES, Scan, resample
 
 SCHEMA_VERSION = 1

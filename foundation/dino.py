@@ -19,7 +19,7 @@ from foundation.preprocessing import Preprocessing, normalise_batch
 from foundation.schedule import cosine
 from foundation.vit import Vit3d
 from recipes.load import Section
-from shards.batch import CropBatch
+from shards.streaming.batch import CropBatch
 
 NUM_GLOBAL_CROPS = 2
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from foundation.backbone import load_backbone
 from recipes.command import errors_in_one_line
-from shards.dicom import read_tree, refusal
-from shards.dicom_series import read_series
+from shards.dicom.series import read_series
+from shards.dicom.tree import read_tree, refusal
 from shards.files import write_bytes
 from shards.policy import LENIENT
 from shards.scan import ITK, MODALITIES, NIFTI, Scan, ScanError, only_scan, read_scan

@@ -20,7 +20,7 @@ from foundation.vit import (
     unpatchify,
 )
 from recipes.load import Section
-from shards.batch import CropBatch
+from shards.streaming.batch import CropBatch
 
 _EPSILON = 1e-6
 

@@ -12,7 +12,7 @@ from foundation.parameters import ParameterGroup
 from foundation.preprocessing import Preprocessing
 from foundation.vit import Vit3d
 from recipes.load import Section
-from shards.batch import CropBatch
+from shards.streaming.batch import CropBatch
 
 
 class Method(Protocol):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from foundation.mae import Mae
-from shards.batch import CropBatch
+from shards.streaming.batch import CropBatch
 
 NAME = "reconstructions.npz"
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from recipes.load import Section
-from shards.intensity import IntensityStatistics
+from shards.measure.intensity import IntensityStatistics
 from shards.scan import MODALITIES
 
 if TYPE_CHECKING:  # the stream needs more libraries than embedding a scan does
-    from shards.batch import CropBatch
+    from shards.streaming.batch import CropBatch
 
 Window = tuple[float, float]
 

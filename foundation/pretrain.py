@@ -53,11 +53,11 @@ from foundation.ranks import (
 from foundation.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, ResumeConfig, RunState, open_run
 from foundation.vit import VitConfig, build_vit, patch_grid
 from recipes.load import Section, digest
-from shards.batch import CropBatch
-from shards.corpus import Corpus, open_corpus
-from shards.crops import CropPlan
-from shards.reading import FolderConfig, StreamConfig, folder_list
 from shards.stream import crop_batches
+from shards.streaming.batch import CropBatch
+from shards.streaming.corpus import Corpus, open_corpus
+from shards.streaming.crops import CropPlan
+from shards.streaming.reading import FolderConfig, StreamConfig, folder_list
 
 _NUM_PICTURES = 6
 

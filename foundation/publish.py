@@ -5,7 +5,7 @@ from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from shards.corpus import Corpus
+from shards.streaming.corpus import Corpus
 
 SCHEMA_VERSION = 1
 

@@ -20,27 +20,27 @@ from pydantic import Field
 
 from recipes.command import run_recipe
 from recipes.load import Section, digest, load
-from shards.cohort import CohortConfig
-from shards.convert import Converted
-from shards.dataset import describe
-from shards.duplicates import DuplicateCheck
-from shards.executors import Dask, Executor, Pool, Serial
+from shards.building.convert import Converted
+from shards.building.dataset import describe
+from shards.building.duplicates import DuplicateCheck
+from shards.building.executors import Dask, Executor, Pool, Serial
+from shards.building.journal import Journal
+from shards.building.ledger import Entry, counts, reasons, without_key, write_ledger
+from shards.building.packing import Packer
+from shards.building.plan import Job, Plan, convert_job, make_plan
+from shards.building.publication import Output, fresh_draft, open_output
+from shards.building.rewrite import without_samples
+from shards.building.spool import Spool
+from shards.building.standing import Standing, read_standing, samples_of, write_stamp
+from shards.building.workers import ordered_map
 from shards.files import only_one, sha256_of
 from shards.index import DATASET, LEDGER, SCHEMA_VERSION, read_index
-from shards.journal import Journal
-from shards.ledger import Entry, counts, reasons, without_key, write_ledger
-from shards.packing import Packer
-from shards.places import MissingFile, Place
-from shards.plan import Job, Plan, convert_job, make_plan
+from shards.measure.similar import DuplicatePolicy
 from shards.pseudonym import load_key
-from shards.publication import Output, fresh_draft, open_output
-from shards.rewrite import without_samples
-from shards.similar import DuplicatePolicy
-from shards.sources import Source, SourceConfig, fingerprint, read_source, source_files
-from shards.spool import Spool
-from shards.standing import Standing, read_standing, samples_of, write_stamp
-from shards.storage import MappedFolder, open_storage
-from shards.workers import ordered_map
+from shards.sources.cohort import CohortConfig
+from shards.sources.source import Source, SourceConfig, fingerprint, read_source, source_files
+from shards.storage.places import MissingFile, Place
+from shards.storage.storage import MappedFolder, open_storage
 
 
 class BuildError(ValueError):

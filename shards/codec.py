@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.percentile import percentiles, pieces
+from shards.measure.percentile import percentiles, pieces
 from shards.scan import INT16, Scan
 
 CHUNK = 64

@@ -15,7 +15,7 @@ from recipes.load import digest
 from shards.codec import Checksums
 
 if TYPE_CHECKING:
-    from shards.storage import Storage
+    from shards.storage.storage import Storage
 
 SCHEMA_VERSION = 2
 DATASET = "dataset.json"
@@ -49,10 +49,10 @@ class StoredSequence:
     Attributes:
         name: Of the sequence.
         modality, slope, intercept: Physical value = stored value * slope + intercept.
-        statistics: As in ``shards.intensity``, of physical values.
+        statistics: As in ``shards.measure.intensity``, of physical values.
         source_digest: Of the scan as it was found; equal for copies.
-        perceptual_hash: As in ``shards.similar``.
-        quality: As in ``shards.quality``, in [0, 1].
+        perceptual_hash: As in ``shards.measure.similar``.
+        quality: As in ``shards.measure.quality``, in [0, 1].
         series: Pseudonym of the DICOM series, where there is one.
         metadata: Descriptions from the readers' allow-list.
     """
@@ -74,7 +74,7 @@ class Sample:
     """All of one subject and visit, on one grid.
 
     Attributes:
-        foreground_box: As in ``shards.intensity``, of the first sequence.
+        foreground_box: As in ``shards.measure.intensity``, of the first sequence.
         subject: Pseudonym, 16 hex digits.
         visit_day: Days from a day that only the key knows, the same for all visits of a subject:
             differences between two visits of one subject are true, nothing else means anything.

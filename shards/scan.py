@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.percentile import pieces
+from shards.measure.percentile import pieces
+from shards.measure.regrid import regrid
 from shards.policy import LENIENT, Policy
-from shards.regrid import regrid
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -120,11 +120,11 @@ def read_scans(
     if Path(name).is_dir():
         yield from _read_folder(name, modality=modality, policy=policy)
     elif name.lower().endswith(NIFTI):
-        from shards.nifti import read_nifti_file
+        from shards.images.nifti import read_nifti_file
 
         yield from read_nifti_file(name, modality=modality, policy=policy)
     elif name.lower().endswith(ITK):
-        from shards.itk import read_itk
+        from shards.images.itk import read_itk
 
         yield from read_itk(name, modality=modality, policy=policy)
     else:
@@ -134,8 +134,8 @@ def read_scans(
 
 
 def _read_folder(folder: str, *, modality: str | None, policy: Policy) -> Iterator[Scan]:
-    from shards.dicom import find_series
-    from shards.dicom_series import read_series
+    from shards.dicom.series import read_series
+    from shards.dicom.tree import find_series
 
     found = find_series(folder)
     if len(found) != 1:
@@ -144,14 +144,14 @@ def _read_folder(folder: str, *, modality: str | None, policy: Policy) -> Iterat
 
 
 def _read_npz(file: str, member: str, *, modality: str | None, policy: Policy) -> Iterator[Scan]:
-    from shards.npz import read_npz
+    from shards.images.npz import read_npz
 
     del policy
     return iter([read_npz(file, member, modality=modality)])
 
 
 def _read_tar(file: str, member: str, *, modality: str | None, policy: Policy) -> Iterator[Scan]:
-    from shards.tar_source import read_tar_member
+    from shards.images.tar import read_tar_member
 
     return read_tar_member(file, member, modality=modality, policy=policy)
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shards.batch import CropBatch, Damage, Row, stack
-from shards.corpus import Corpus, Drawn
-from shards.crops import CropPlan, crop_box
 from shards.index import DamagedShard
-from shards.reader import DamagedSample
-from shards.watchdog import Watchdog
+from shards.streaming.batch import CropBatch, Damage, Row, stack
+from shards.streaming.corpus import Corpus, Drawn
+from shards.streaming.crops import CropPlan, crop_box
+from shards.streaming.reader import DamagedSample
+from shards.streaming.watchdog import Watchdog
 
 MAX_ATTEMPTS = 32
 """Samples tried for one scan of the stream before its source is given up."""

@@ -10,7 +10,7 @@ import argparse
 from recipes.command import errors_in_one_line
 from recipes.load import load
 from shards.build import BuildConfig, read_sources
-from shards.plan import jobs_of
+from shards.building.plan import jobs_of
 from shards.pseudonym import load_key
 
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from recipes.command import errors_in_one_line
+from shards.building.dataset import modalities
+from shards.building.ledger import counts, parse_ledger
 from shards.codec import DamagedFrame, verify_crop
-from shards.dataset import modalities
 from shards.index import DATASET, LEDGER, DamagedShard, Sample, read_dataset, read_index
-from shards.ledger import counts, parse_ledger
-from shards.places import Place
-from shards.storage import Storage, open_storage
+from shards.storage.places import Place
+from shards.storage.storage import Storage, open_storage
 
 DAMAGED = 1
 PIECE_BYTES = 1 << 20

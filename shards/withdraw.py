@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from recipes.command import errors_in_one_line
-from shards.dataset import describe
+from shards.building.dataset import describe
+from shards.building.ledger import Entry, write_ledger
+from shards.building.plan import as_withdrawn
+from shards.building.publication import Output, fresh_draft, open_output
+from shards.building.rewrite import without_samples
+from shards.building.standing import Standing, read_standing, samples_of, write_stamp
 from shards.files import only_one, sha256_of
 from shards.index import LEDGER
-from shards.ledger import Entry, write_ledger
-from shards.plan import as_withdrawn
 from shards.pseudonym import load_key, pseudonym
-from shards.publication import Output, fresh_draft, open_output
-from shards.rewrite import without_samples
-from shards.standing import Standing, read_standing, samples_of, write_stamp
-from shards.storage import open_storage
+from shards.storage.storage import open_storage
 
 PSEUDONYM = re.compile(r"[0-9a-f]{16}")
 

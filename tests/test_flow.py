@@ -133,8 +133,8 @@ def test_from_scans_to_report(work: Path, project: Path) -> None:
 
 def test_pretraining_saw_training_subjects_only(work: Path, project: Path) -> None:
     """Runs on what the flow left: the shards hold no validation or test subject."""
-    from shards.cohort import load_cohort
     from shards.pseudonym import load_key, pseudonym
+    from shards.sources.cohort import load_cohort
 
     dataset = json.loads((work / "data/shards/demo/dataset.json").read_text())
     cohort = load_cohort(project / "recipes/cohorts/phantom.yaml", data_root=work / "data")

@@ -9,18 +9,18 @@ import pytest
 LAYERS = ("recipes", "shards", "foundation", "evaluation")
 
 DOORWAYS = {
-    "SimpleITK": {"shards/itk.py"},
-    "aiohttp": {"shards/connections.py"},
-    "blosc2": {"shards/codec.py", "shards/bench_crop.py"},
+    "SimpleITK": {"shards/images/itk.py"},
+    "aiohttp": {"shards/storage/connections.py"},
+    "blosc2": {"shards/codec.py", "shards/bench/crop.py"},
     "deepspeed": {"foundation/engine.py"},
-    "distributed": {"shards/executors.py"},
-    "fsspec": {"shards/connections.py"},
-    "gdcm": {"shards/dicom.py"},
-    "monai": {"shards/bench_crop.py", "shards/bench_build.py"},
-    "nibabel": {"shards/scan.py", "shards/nifti.py", "shards/phantom/files.py"},
-    "pydicom": {"shards/dicom.py", "shards/phantom/files.py"},
+    "distributed": {"shards/building/executors.py"},
+    "fsspec": {"shards/storage/connections.py"},
+    "gdcm": {"shards/dicom/tree.py"},
+    "monai": {"shards/bench/crop.py", "shards/bench/build.py"},
+    "nibabel": {"shards/scan.py", "shards/images/nifti.py", "shards/phantom/files.py"},
+    "pydicom": {"shards/dicom/tree.py", "shards/phantom/files.py"},
     "wandb": {"foundation/log.py"},
-    "webdataset": {"shards/write.py", "shards/bench_crop.py"},
+    "webdataset": {"shards/write.py", "shards/bench/crop.py"},
 }
 
 

@@ -13,7 +13,7 @@ from recipes.load import digest
 from shards.codec import checksums, encode
 from shards.files import write_json
 from shards.index import DATASET, RECORD, SCHEMA_VERSION, VOLUME, mask_member, sequence_member
-from shards.intensity import intensity_statistics
+from shards.measure.intensity import intensity_statistics
 from shards.write import PackedSample, ShardWriter
 
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recipes.load import digest
+from shards.building.workers import worker_pool
 from shards.phantom.acquisition import SITES
 from shards.phantom.files import write_dicom, write_nifti
 from shards.phantom.simulate import PhantomScan, simulate
 from shards.phantom.subject import Subject
-from shards.workers import worker_pool
 
 GENERATOR_VERSION = 1
 """Raised with every change of a voxel or a column; claims name the version they were made with."""

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from evaluation.features import Extractor, FeatureError, extract_all, pool_by_subject
-from shards.cohort import CohortRow
 from shards.scan import Scan
+from shards.sources.cohort import CohortRow
 
 
 def _counting(calls: list[str], name: str = "mean", digest: str = "a") -> Extractor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from shards.batch import CropBatch
+from shards.streaming.batch import CropBatch
 
 
 def _crop_batch(shape: tuple[int, int, int], *, positions: list[int]) -> CropBatch:

@@ -12,7 +12,7 @@ from evaluation.task import TaskCard
 from foundation.pretrain import PretrainConfig
 from recipes.load import Section, load
 from shards.build import BuildConfig
-from shards.cohort import CohortConfig
+from shards.sources.cohort import CohortConfig
 
 SCHEMAS: dict[str, type[Section]] = {
     "cohorts": CohortConfig,

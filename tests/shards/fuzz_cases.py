@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shards.cohort import load_cohort
-from shards.dicom import read_tree
-from shards.dicom_series import read_series
+from shards.dicom.series import read_series
+from shards.dicom.tree import read_tree
+from shards.images.tar import list_tar
 from shards.policy import LENIENT, Policy
 from shards.scan import MODALITIES, Scan, ScanError, read_scans
-from shards.tar_source import list_tar
+from shards.sources.cohort import load_cohort
 from tests.shards import fuzz_mutate as mutate
 from tests.shards.fuzz_mutate import Failure, Mutation, Random
 from tests.shards.fuzz_rules import check_reason, check_scan, damage, write

@@ -17,16 +17,16 @@ from recipes.load import parse
 from shards import build
 from shards.build import BuildConfig
 from shards.codec import quantise
-from shards.corpus import open_corpus
-from shards.crops import CropPlan
-from shards.dicom import read_tree
-from shards.dicom_series import read_series
+from shards.dicom.series import read_series
+from shards.dicom.tree import read_tree
 from shards.index import DamagedShard
 from shards.policy import Policy
-from shards.reader import DamagedSample, ShardReader
-from shards.reading import FolderConfig
 from shards.scan import Scan, ScanError, read_scans
 from shards.stream import crop_batches
+from shards.streaming.corpus import open_corpus
+from shards.streaming.crops import CropPlan
+from shards.streaming.reader import DamagedSample, ShardReader
+from shards.streaming.reading import FolderConfig
 from shards.verify import verify
 from tests.shards import fuzz_mutate as mutate
 from tests.shards.fuzz_mutate import Failure, Random

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.bench import HEAD, as_json, table, verdict
-from shards.bench_timing import Line, Spread, memory_bytes, spread, take_turns
-from shards.bench_volume import ct_like
+from shards.bench.__main__ import HEAD, as_json, table, verdict
+from shards.bench.timing import Line, Spread, memory_bytes, spread, take_turns
+from shards.bench.volume import ct_like
 
 REQUIRED = {
     ("crop", "bare blosc2, in memory"): "<= 1.5",

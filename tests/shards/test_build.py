@@ -13,9 +13,9 @@ import pytest
 
 from recipes.load import RecipeError, load
 from shards.build import BuildConfig, BuildError, main
-from shards.cohort import CohortError
-from shards.reader import ShardReader
-from shards.sources import SourceError
+from shards.sources.cohort import CohortError
+from shards.sources.source import SourceError
+from shards.streaming.reader import ShardReader
 from shards.verify import verify
 from shards.write import ShardWriter
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recipes.load import RecipeError
-from shards.cohort import Cohort, CohortError, SplitConfig, load_cohort, random_split
+from shards.sources.cohort import Cohort, CohortError, SplitConfig, load_cohort, random_split
 
 HEAD = "name: toy\nlicence: CC0\nsource: written by this test\n"
 TABLE = HEAD + 'table: toy/table.csv\nsubject: "s{case}"\nscan: "images/{case:03d}.nii.gz"\n'

@@ -11,14 +11,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from shards.building.convert import Converted, Task, convert
 from shards.codec import checksums, read_crop
-from shards.convert import Converted, Task, convert
-from shards.inputs import Input
-from shards.intensity import IntensityStatistics
-from shards.quality import quality_score
-from shards.similar import perceptual_hash
-from shards.sources import SourceConfig
-from shards.visit import Part
+from shards.measure.intensity import IntensityStatistics
+from shards.measure.quality import quality_score
+from shards.measure.similar import perceptual_hash
+from shards.sources.inputs import Input
+from shards.sources.source import SourceConfig
+from shards.sources.visit import Part
 from shards.write import PackedSample
 
 SHAPE = (9, 10, 12)  # (D, H, W)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.dicom import find_series, read_tree
-from shards.dicom_series import read_series
+from shards.dicom.series import read_series
+from shards.dicom.tree import find_series, read_tree
 from shards.policy import Policy
 from shards.scan import ScanError, read_scan
 

@@ -14,8 +14,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from shards.dicom import read_tree
-from shards.dicom_series import read_series
+from shards.dicom.series import read_series
+from shards.dicom.tree import read_tree
 from shards.policy import Policy
 from shards.scan import Scan, ScanError, read_scan
 

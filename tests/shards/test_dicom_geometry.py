@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.dicom_geometry import Plane, plan_grid, regrid
+from shards.dicom.geometry import Plane, plan_grid, regrid
 from shards.policy import Policy
 from shards.scan import Scan, ScanError, read_scan
 

@@ -14,8 +14,16 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from shards.dicom import Header, Tree, find_series, read_header, read_tree, refusal, sort_headers
-from shards.dicom_series import read_series
+from shards.dicom.series import read_series
+from shards.dicom.tree import (
+    Header,
+    Tree,
+    find_series,
+    read_header,
+    read_tree,
+    refusal,
+    sort_headers,
+)
 from shards.policy import LENIENT, Policy
 from shards.scan import ScanError
 

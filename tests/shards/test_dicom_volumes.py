@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards.dicom_series import read_series
+from shards.dicom.series import read_series
 from shards.policy import Policy
 from shards.scan import Scan, ScanError
 

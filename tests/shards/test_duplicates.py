@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shards.build import BuildConfig, main
-from shards.reader import ShardReader
+from shards.streaming.reader import ShardReader
 from shards.verify import verify
 
 Recipe = Callable[..., BuildConfig]

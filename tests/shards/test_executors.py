@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shards.executors import CRASHED, Dask, ExecutorError, Pool, Serial
+from shards.building.executors import CRASHED, Dask, ExecutorError, Pool, Serial
 
 CRASHES, HANGS = 5, 8
 
@@ -62,6 +62,6 @@ def test_dask_by_address() -> None:
 
 
 def test_no_dask_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.executors.DASK_CONNECT_S", 1)
+    monkeypatch.setattr("shards.building.executors.DASK_CONNECT_S", 1)
     with pytest.raises(ExecutorError, match=r"no scheduler answers at tcp://127\.0\.0\.1:9"):
         next(Dask("tcp://127.0.0.1:9").map(_square, [1], failed=_failed))

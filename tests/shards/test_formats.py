@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from shards.nifti import read_nifti
+from shards.images.nifti import read_nifti
+from shards.images.tar import CUT, DAMAGED, TarImage, list_tar
 from shards.policy import LENIENT, Policy
 from shards.scan import ScanError, read_scan, read_scans
-from shards.tar_source import CUT, DAMAGED, TarImage, list_tar
 
 SHAPE = (7, 6, 5)  # stored axes
 TIMES = 3

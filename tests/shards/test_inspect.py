@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import inspect
+from shards.building.dataset import describe
+from shards.building.ledger import Entry, write_ledger
 from shards.codec import checksums, encode
-from shards.dataset import describe
 from shards.files import sha256_of, write_json
 from shards.index import DATASET, LEDGER, read_index
-from shards.inspect_facts import Duplicate, duplicates, histogram, reasons, short
-from shards.inspect_pictures import PLANES, draw, window_of
-from shards.intensity import intensity_statistics
-from shards.ledger import Entry, write_ledger
-from shards.reader import ShardReader
+from shards.inspect import __main__ as inspect
+from shards.inspect.facts import Duplicate, duplicates, histogram, reasons, short
+from shards.inspect.pictures import PLANES, draw, window_of
+from shards.measure.intensity import intensity_statistics
+from shards.streaming.reader import ShardReader
 from shards.write import PackedSample, ShardWriter
 from tests.shards.servers import web_server
 

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from shards.inspect_pictures import outline, picture
+from shards.inspect.pictures import outline, picture
 
 
 def test_an_outline_follows_every_border_between_labels() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shards.intensity import foreground_box, intensity_statistics
+from shards.measure.intensity import foreground_box, intensity_statistics
 
 
 def test_the_air_is_left_out() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from shards.build import BuildConfig, BuildError, main
 from shards.index import DamagedShard
-from shards.reader import ShardReader
+from shards.streaming.reader import ShardReader
 from shards.verify import verify
 from shards.withdraw import WithdrawError, withdraw
 

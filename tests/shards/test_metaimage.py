@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from shards.metaimage import check_metaimage
+from shards.images.metaimage import check_metaimage
 from shards.scan import ScanError
 
 SHAPE = (11, 14, 10)

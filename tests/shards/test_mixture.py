@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shards.mixture import Mixture
+from shards.streaming.mixture import Mixture
 
 
 @pytest.mark.parametrize(

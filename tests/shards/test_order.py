@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shards.crops import Box, CropPlan, crop_extent, crop_start, cut_of, joined
-from shards.order import Order
+from shards.streaming.crops import Box, CropPlan, crop_extent, crop_start, cut_of, joined
+from shards.streaming.order import Order
 
 CROP = (10, 8, 6)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shards.percentile import PIECE, counts_of, percentiles
+from shards.measure.percentile import PIECE, counts_of, percentiles
 
 WANTED = [0, 0.5, 37.3, 50, 99.5, 100]
 

@@ -15,7 +15,7 @@ import torch
 from foundation.backbone import Backbone, random_backbone
 from foundation.preprocessing import Preprocessing, normalise
 from foundation.vit import VitConfig
-from shards.intensity import intensity_statistics
+from shards.measure.intensity import intensity_statistics
 from shards.phantom.simulate import simulate
 from shards.phantom.subject import DISEASES
 from shards.scan import MODALITIES, Scan, resample

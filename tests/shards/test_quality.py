@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from shards.intensity import foreground_box, intensity_statistics
-from shards.quality import quality_score
+from shards.measure.intensity import foreground_box, intensity_statistics
+from shards.measure.quality import quality_score
 
 SHAPE = (40, 110, 70)
 

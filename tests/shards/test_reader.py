@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import reader as reader_module
-from shards.crops import Box
 from shards.index import VOLUME, DamagedShard, read_dataset, read_index
-from shards.reader import DamagedSample, ShardReader
-from shards.storage import MAX_MAPS, MappedFolder
-from shards.table import SampleTable
+from shards.storage.storage import MAX_MAPS, MappedFolder
+from shards.streaming import reader as reader_module
+from shards.streaming.crops import Box
+from shards.streaming.reader import DamagedSample, ShardReader
+from shards.streaming.table import SampleTable
 from tests.written_shards import Written, plain, ramp, write_shards
 
 SHAPE = (70, 90, 66)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchio
 
-from shards.regrid import new_shape, regrid
+from shards.measure.regrid import new_shape, regrid
 
 SHAPE = (23, 30, 17)
 SPACING = (2.0, 0.75, 1.25)

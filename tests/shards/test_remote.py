@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from shards import place_errors
 from shards.codec import decode_crop, needed_ranges, verify_crop
 from shards.index import DamagedShard, Member, Sample, read_dataset, read_index
-from shards.places import PlaceError
-from shards.reader import ShardReader
-from shards.remote import GAP_BYTES, coalesce, open_remote
-from shards.storage import CacheConfig, MappedFolder, Storage, open_storage
+from shards.storage.places import PlaceError
+from shards.storage.remote import GAP_BYTES, coalesce, open_remote
+from shards.storage.storage import CacheConfig, MappedFolder, Storage, open_storage
+from shards.storage.storage import errors as place_errors
+from shards.streaming.reader import ShardReader
 from tests.shards.servers import WebServer, s3_server, web_server
 from tests.shards.toy_shards import noise, write_shards
 

@@ -8,11 +8,11 @@ from typing import Any
 import boto3
 import pytest
 
-from shards import place_errors
 from shards.build import BuildConfig, BuildError, main
-from shards.places import Place
-from shards.publication import RemoteOutput
-from shards.reader import ShardReader
+from shards.building.publication import RemoteOutput
+from shards.storage.places import Place
+from shards.storage.storage import errors as place_errors
+from shards.streaming.reader import ShardReader
 from shards.verify import verify
 from shards.withdraw import withdraw
 from tests.shards.servers import s3_server, web_server

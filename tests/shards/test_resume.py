@@ -14,9 +14,9 @@ import pytest
 
 from recipes.load import to_yaml
 from shards.build import BuildConfig, BuildError, main
-from shards.journal import JOURNAL, Journal
-from shards.ledger import Entry
-from shards.spool import SpoolError
+from shards.building.journal import JOURNAL, Journal
+from shards.building.ledger import Entry
+from shards.building.spool import SpoolError
 from shards.verify import verify
 
 Archive = Callable[[Path], Path]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from recipes.load import RecipeError, parse
-from shards.select import Selection, refusal_by_header, refusal_by_voxels
+from shards.sources.select import Selection, refusal_by_header, refusal_by_voxels
 
 HEADER = {
     "modality": "CT",

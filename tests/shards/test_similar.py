@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 
 from recipes.load import RecipeError, parse
+from shards.measure.similar import (
+    BITS,
+    NEAR_DISTANCE,
+    DuplicatePolicy,
+    SimilarFinder,
+    perceptual_hash,
+)
 from shards.phantom.simulate import simulate
 from shards.scan import Scan, read_scan, resample
-from shards.similar import BITS, NEAR_DISTANCE, DuplicatePolicy, SimilarFinder, perceptual_hash
 
 Change = Callable[[np.ndarray], np.ndarray]
 

@@ -15,8 +15,8 @@ import pytest
 import SimpleITK
 
 from recipes.load import RecipeError, parse
-from shards.inputs import SourceError
-from shards.sources import Source, SourceConfig, fingerprint, read_source, source_files
+from shards.sources.inputs import SourceError
+from shards.sources.source import Source, SourceConfig, fingerprint, read_source, source_files
 
 ABOUT = {"name": "toy", "licence": "CC0", "source": "written by a test"}
 KEY = b"k" * 32
@@ -267,7 +267,7 @@ def _upload(root: Path, url: str) -> None:
 def test_a_url_lists_what_its_folder_lists(
     tmp_path: Path, series: Callable[..., None], toy_volume: Callable[..., np.ndarray]
 ) -> None:
-    from shards.convert import Task, convert
+    from shards.building.convert import Task, convert
 
     cohort = _cohort(tmp_path)
     shutil.copy(tmp_path / "t/a.nii", tmp_path / "t/b.nii")
@@ -300,7 +300,7 @@ def test_copies_of_remote_files_are_removed(
 ) -> None:
     import fsspec
 
-    from shards.convert import Task, convert
+    from shards.building.convert import Task, convert
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()

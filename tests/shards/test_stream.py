@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from shards import stream as stream_module
-from shards.batch import CropBatch
-from shards.corpus import Corpus, Source, open_corpus
-from shards.crops import CropPlan
 from shards.index import VOLUME, DamagedShard, Member
-from shards.intensity import IntensityStatistics
-from shards.reader import ShardReader
-from shards.reading import FolderConfig
+from shards.measure.intensity import IntensityStatistics
 from shards.scan import MODALITIES
-from shards.storage import MappedFolder
+from shards.storage.storage import MappedFolder
 from shards.stream import StalledReader, crop_batches
+from shards.streaming.batch import CropBatch
+from shards.streaming.corpus import Corpus, Source, open_corpus
+from shards.streaming.crops import CropPlan
+from shards.streaming.reader import ShardReader
+from shards.streaming.reading import FolderConfig
 from tests.written_shards import Written, plain, pseudonym, ramp, write_shards
 
 CROP = (6, 8, 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.index import index_path
-from shards.reader import ShardReader
+from shards.streaming.reader import ShardReader
 from shards.verify import verify
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shards.policy import LENIENT
 from shards.scan import Origin, Scan, ScanError
-from shards.visit import Part, Visit, at_spacing, check_registration, labels_of, read_visits
+from shards.sources.visit import Part, Visit, at_spacing, check_registration, labels_of, read_visits
 
 SHAPE = (6, 8, 9)  # (D, H, W)
 
