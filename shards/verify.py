@@ -18,7 +18,7 @@ from shards.building.ledger import counts, parse_ledger
 from shards.codec import DamagedFrame, verify_crop
 from shards.index import DATASET, LEDGER, DamagedShard, Sample, read_dataset, read_index
 from shards.storage.places import Place
-from shards.storage.storage import Storage, open_storage
+from shards.storage.storage import open_storage
 
 DAMAGED = 1
 PIECE_BYTES = 1 << 20
@@ -56,25 +56,22 @@ def verify(folder: Any) -> Iterator[str]:
     except DamagedShard as error:
         yield str(error)
         return
-    samples: list[Sample] = []
+    samples: list[Sample] | None = []  # None: an index is damaged, so not all are known
     total = sum(shard["size_bytes"] for shard in dataset["shards"])
     with tqdm(total=total, desc="shards", unit="B", unit_scale=True, mininterval=1.0) as bar:
         for shard in dataset["shards"]:
-            found, problems = _index_of(storage, shard)
-            samples += found
-            yield from problems
-            if not problems:
+            try:
+                found = read_index(storage, shard)
+            except DamagedShard as error:
+                samples = None
+                yield str(error)
+            else:
+                samples = None if samples is None else samples + found
                 yield from _verify_shard(place, shard, found)
             bar.update(shard["size_bytes"])
-    yield from _verify_counts(place, dataset, samples)
+    if samples is not None:
+        yield from _verify_counts(place, dataset, samples)
     yield from _verify_ledger(place, dataset["ledger"], samples)
-
-
-def _index_of(storage: Storage, shard: Mapping[str, Any]) -> tuple[list[Sample], list[str]]:
-    try:
-        return read_index(storage, shard), []
-    except DamagedShard as error:
-        return [], [str(error)]
 
 
 def _verify_shard(
@@ -160,7 +157,7 @@ def _verify_counts(
 
 
 def _verify_ledger(
-    place: Place, said: Mapping[str, Any], samples: Sequence[Sample]
+    place: Place, said: Mapping[str, Any], samples: Sequence[Sample] | None
 ) -> Iterator[str]:
     ledger = f"{place}/{LEDGER}"
     if not place.exists(LEDGER):
@@ -175,7 +172,7 @@ def _verify_ledger(
     if any(found[name] != said[name] for name in found):
         yield f"{ledger}: its entries do not add up to what {DATASET} says"
     accepted = {entry.key for entry in entries if entry.status == "accepted"}
-    if accepted != {sample.key for sample in samples}:
+    if samples is not None and accepted != {sample.key for sample in samples}:
         yield f"{ledger}: the scans it accepted are not those in the shards"
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from shards.index import DamagedShard, Member, read_dataset
+from shards.storage import errors as place_errors
 from shards.storage.cache import GB, CacheError, Shard, ShardCache
 from shards.storage.errors import Interrupted
 from shards.storage.remote import open_remote
 from shards.storage.storage import CacheConfig
-from shards.storage.storage import errors as place_errors
 from tests.shards.servers import WebServer, web_server
 from tests.shards.toy_shards import noise, write_shards
 

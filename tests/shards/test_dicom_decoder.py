@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydicom.uid import JPEGLSLossless
 
+from shards.dicom import decoder as dicom_decoder
 from shards.dicom.decoder import Helper, decoded_apart
-from shards.dicom.tree import decoder as dicom_decoder
 from shards.scan import ScanError
 
 Write = Callable[..., None]

@@ -17,9 +17,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from shards.dicom import tree as dicom
 from shards.dicom.codestream import codestream_size
 from shards.dicom.tree import read_header
-from shards.dicom.tree import tree as dicom
 from shards.scan import ScanError, read_scan
 
 Write = Callable[..., None]

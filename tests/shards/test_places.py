@@ -11,10 +11,10 @@ from pathlib import Path
 import boto3
 import pytest
 
+from shards.storage import connections
+from shards.storage import errors as place_errors
 from shards.storage.errors import Interrupted, retried
 from shards.storage.places import FileInfo, MissingFile, Place, PlaceError
-from shards.storage.storage import connections
-from shards.storage.storage import errors as place_errors
 from tests.shards.servers import WebServer, s3_server, web_server
 
 NAMES = ["a b/scan #1.nii.gz", "a/x.dcm", "ä.txt"]

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.codec import decode_crop, needed_ranges, verify_crop
 from shards.index import DamagedShard, Member, Sample, read_dataset, read_index
+from shards.storage import errors as place_errors
 from shards.storage.places import PlaceError
 from shards.storage.remote import GAP_BYTES, coalesce, open_remote
 from shards.storage.storage import CacheConfig, MappedFolder, Storage, open_storage
-from shards.storage.storage import errors as place_errors
 from shards.streaming.reader import ShardReader
 from tests.shards.servers import WebServer, s3_server, web_server
 from tests.shards.toy_shards import noise, write_shards

@@ -10,8 +10,8 @@ import pytest
 
 from shards.build import BuildConfig, BuildError, main
 from shards.building.publication import RemoteOutput
+from shards.storage import errors as place_errors
 from shards.storage.places import Place
-from shards.storage.storage import errors as place_errors
 from shards.streaming.reader import ShardReader
 from shards.verify import verify
 from shards.withdraw import withdraw
