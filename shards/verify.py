@@ -56,22 +56,23 @@ def verify(folder: Any) -> Iterator[str]:
     except DamagedShard as error:
         yield str(error)
         return
-    samples: list[Sample] | None = []  # None: an index is damaged, so not all are known
+    samples: list[Sample] = []
+    all_known = True
     total = sum(shard["size_bytes"] for shard in dataset["shards"])
     with tqdm(total=total, desc="shards", unit="B", unit_scale=True, mininterval=1.0) as bar:
         for shard in dataset["shards"]:
             try:
                 found = read_index(storage, shard)
             except DamagedShard as error:
-                samples = None
+                all_known = False
                 yield str(error)
             else:
-                samples = None if samples is None else samples + found
+                samples += found
                 yield from _verify_shard(place, shard, found)
             bar.update(shard["size_bytes"])
-    if samples is not None:
+    if all_known:
         yield from _verify_counts(place, dataset, samples)
-    yield from _verify_ledger(place, dataset["ledger"], samples)
+    yield from _verify_ledger(place, dataset["ledger"], samples if all_known else None)
 
 
 def _verify_shard(
