@@ -30,7 +30,7 @@ from shards.building.packing import Packer
 from shards.building.plan import Job, Plan, convert_job, make_plan
 from shards.building.publication import Output, fresh_draft, open_output
 from shards.building.rewrite import without_samples
-from shards.building.spool import Spool
+from shards.building.spool import Spool, ThroughFiles
 from shards.building.standing import Standing, read_standing, samples_of, write_stamp
 from shards.building.workers import ordered_map
 from shards.files import only_one, sha256_of
@@ -41,6 +41,8 @@ from shards.sources.cohort import CohortConfig
 from shards.sources.source import Source, SourceConfig, fingerprint, read_source, source_files
 from shards.storage.places import MissingFile, Place
 from shards.storage.storage import MappedFolder, open_storage
+
+HANDOVER = ".handover"  # of a draft: scans on their way from the workers
 
 
 class BuildError(ValueError):
@@ -204,7 +206,10 @@ def _executor(config: BuildConfig, output: Output, plan: Plan) -> Executor:
         return Dask(config.dask)
     if config.workers == 0:
         return Serial()
-    return Pool(config.workers, timeout_s=config.scan_timeout_s)
+    place = output.draft if config.part is None else output.spool
+    number = (config.part or "").partition("/")[0]  # parts of one build share the folder
+    pool = Pool(config.workers, timeout_s=config.scan_timeout_s)
+    return ThroughFiles(pool, place / f"{HANDOVER}{number}")
 
 
 def _convert_part(config: BuildConfig, *, output: Output, key: bytes) -> None:

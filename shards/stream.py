@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards.index import DamagedShard
-from shards.streaming.batch import CropBatch, Damage, Row, stack
+from shards.streaming.batch import CropBatch, Damage, Row, received, sent, stack
 from shards.streaming.corpus import Corpus, Drawn
 from shards.streaming.crops import CropPlan, crop_box
 from shards.streaming.reader import DamagedSample
@@ -22,6 +22,9 @@ from shards.streaming.watchdog import Watchdog
 
 MAX_ATTEMPTS = 32
 """Samples tried for one scan of the stream before its source is given up."""
+
+Sent = tuple[Any, ...]
+"""A batch on its way out of a worker."""
 
 _log = logging.getLogger("scanfm.stream")
 
@@ -75,7 +78,7 @@ def crop_batches(
             f"({world_size} ranks x {micro_batch})"
         )
     batches = _Batches(corpus, plan=plan, micro_batch=micro_batch, seed=seed)
-    loader: DataLoader[CropBatch | DamagedShard] = DataLoader(
+    loader: DataLoader[Sent | DamagedShard] = DataLoader(
         batches,
         sampler=_Positions(start_position + rank * micro_batch, stop_position, step=together),
         batch_size=None,
@@ -89,7 +92,7 @@ def crop_batches(
 
 
 def _with_waits(
-    loader: Iterable[CropBatch | DamagedShard], *, timeout_s: float, num_workers: int, places: str
+    loader: Iterable[Sent | DamagedShard], *, timeout_s: float, num_workers: int, places: str
 ) -> Generator[CropBatch | DamagedShard, None, None]:
     """Time each wait, and say so where one is too long."""
     told = (
@@ -110,9 +113,10 @@ def _with_waits(
                     break
                 if batch is None:
                     break
-                if isinstance(batch, CropBatch):
-                    batch = batch._replace(wait_s=time.perf_counter() - began)
-                yield batch
+                if isinstance(batch, DamagedShard):
+                    yield batch
+                else:
+                    yield received(batch)._replace(wait_s=time.perf_counter() - began)
     finally:
         del batches  # ends the workers now, and not whenever an error's traceback is let go
     if failure is not None:
@@ -182,16 +186,16 @@ class _Read(NamedTuple):
     damaged: list[Damage]
 
 
-class _Batches(Dataset[CropBatch | DamagedShard]):
+class _Batches(Dataset[Sent | DamagedShard]):
     """First position -> batch. Damage is handed over whole, a worker's raise would bury it."""
 
     def __init__(self, corpus: Corpus, *, plan: CropPlan, micro_batch: int, seed: int) -> None:
         self._corpus, self._plan = corpus, plan
         self._micro_batch, self._seed = micro_batch, seed
 
-    def __getitem__(self, first: int) -> CropBatch | DamagedShard:
+    def __getitem__(self, first: int) -> Sent | DamagedShard:
         try:
-            return self._batch(first)
+            return sent(self._batch(first))
         except DamagedShard as error:
             return error
 

@@ -4,21 +4,20 @@ Any ``webdataset.WebDataset`` reads the tars.
 """
 
 import hashlib
-import io
 import os
 import re
+import tarfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from shards.codec import Checksums
 from shards.files import sha256_of, write_json
 from shards.index import SCHEMA_VERSION, index_path
 
 KEY = re.compile(r"[a-z0-9_-]+")
-TAR_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class PackedSample:
 
     key: str
     record: Mapping[str, Any]
-    members: Mapping[str, bytes]
+    members: Mapping[str, bytes | memoryview]
     sha256: Mapping[str, str]
     checksums: Mapping[str, Checksums]
 
@@ -64,26 +63,20 @@ class ShardWriter:
         self._limit = shard_size_mb * 1e6
         self._number = first
         self._finished = finished
-        self._file: _HashingFile | None = None
-        self._tar: Any = None
+        self._tar: _Tar | None = None
         self._samples: list[dict[str, Any]] = []
 
     def add(self, sample: PackedSample) -> None:
         """Append one sample."""
         assert KEY.fullmatch(sample.key), "a dot in a key would cut it"
-        if self._file is None:
-            self._open()
-        assert self._file is not None
+        if self._tar is None:
+            self._path = self._folder / f"shard-{self._number:06d}.tar"
+            self._tar, self._samples = _Tar(self._path), []
         members = {}
         for name, content in sample.members.items():
-            # The stream is buffered, so the file's own end lags behind.
-            header = self._tar.tarstream.offset
-            self._tar.write({"__key__": sample.key, name: content})
-            members[name] = {
-                "offset": header + TAR_BLOCK_BYTES,
-                "size": len(content),
-                "sha256": sample.sha256[name],
-            }
+            offset = self._tar.add(f"{sample.key}.{name}", content)
+            size, digest = len(content), sample.sha256[name]
+            members[name] = {"offset": offset, "size": size, "sha256": digest}
         self._samples.append(
             {
                 "key": sample.key,
@@ -92,51 +85,36 @@ class ShardWriter:
                 "scan": dict(sample.record),
             }
         )
-        if self._tar.tarstream.offset >= self._limit:
+        if self._tar.size >= self._limit:
             self._finish()
 
     def skip(self, number: int) -> None:
         """Leave so many tars as they are: an earlier writer finished them."""
-        assert self._file is None
+        assert self._tar is None
         self._number += number
 
     def close(self) -> None:
         """Finish the last tar."""
-        if self._file is not None:
+        if self._tar is not None:
             self._finish()
 
     def discard(self) -> None:
         """Let go of a tar that will not be finished, as on a full disk."""
-        if self._file is not None:
-            for each in (self._tar, self._file):
-                with suppress(OSError):
-                    each.close()
-            self._file = None
-
-    def _open(self) -> None:
-        import webdataset
-
-        self._path = self._folder / f"shard-{self._number:06d}.tar"
-        self._file = _HashingFile(self._path.open("wb"))
-        self._samples = []
-        # Nothing of the moment, the machine or the user may reach the bytes.
-        self._tar = webdataset.TarWriter(
-            self._file, user="", group="", mode=0o644, mtime=0, encoder=False
-        )
+        if self._tar is not None:
+            self._tar.discard()
+            self._tar = None
 
     def _finish(self) -> None:
-        assert self._file is not None
+        assert self._tar is not None
         self._tar.close()
-        self._file.sync()
         content = {
             "schema_version": SCHEMA_VERSION,
             "shard": self._path.name,
-            "size_bytes": self._file.tell(),
-            "sha256": self._file.sha256.hexdigest(),
+            "size_bytes": self._tar.size,
+            "sha256": self._tar.sha256.hexdigest(),
             "samples": self._samples,
         }
-        self._file.close()
-        self._file = None
+        self._tar = None
         index = index_path(self._path)
         write_json(index, content)
         self._number += 1
@@ -151,31 +129,43 @@ class ShardWriter:
             self._finished(self._path, entry)
 
 
-class _HashingFile(io.RawIOBase):
-    """A file that knows the SHA-256 of what went into it, so a large tar is not read again."""
+class _Tar:
+    """A tar that knows the SHA-256 of its bytes, so that a large one is not read again.
 
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__()
-        self._file = file
-        self._length = 0
+    The bytes are those of ``webdataset.TarWriter``, which copies each member in small pieces.
+    Nothing of the moment, the machine or the user is among them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self.size = 0
         self.sha256 = hashlib.sha256()
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        self._file.write(content)
-        self.sha256.update(content)
-        self._length += len(content)
-        return len(content)
-
-    def tell(self) -> int:
-        return self._length
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def add(self, name: str, content: bytes | memoryview) -> int:
+        """Append a file; returns the place of its first byte."""
+        about = tarfile.TarInfo(name)
+        about.size, about.mode = len(content), 0o644
+        self._write(about.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.size
+        self._write(content)
+        self._write(bytes(-self.size % tarfile.BLOCKSIZE))
+        return offset
 
     def close(self) -> None:
+        """Mark the end; the file is on the disk then."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.size % tarfile.RECORDSIZE))
+        os.fsync(self._file.fileno())
         self._file.close()
-        super().close()
+
+    def discard(self) -> None:
+        """Let go of it, unfinished."""
+        with suppress(OSError):
+            self._file.close()
+
+    def _write(self, content: bytes | memoryview) -> None:
+        self.sha256.update(content)
+        self.size += len(content)
+        left = memoryview(content)
+        while left:
+            left = left[self._file.write(left) :]

@@ -20,7 +20,7 @@ DOORWAYS = {
     "nibabel": {"shards/scan.py", "shards/images/nifti.py", "shards/phantom/files.py"},
     "pydicom": {"shards/dicom/tree.py", "shards/phantom/files.py"},
     "wandb": {"foundation/log.py"},
-    "webdataset": {"shards/write.py", "shards/bench/crop.py"},
+    "webdataset": {"shards/bench/crop.py"},
 }
 
 

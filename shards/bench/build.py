@@ -5,6 +5,7 @@ MONAI loads, orients, resamples and compresses the same files; it neither checks
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from shards.write import ShardWriter
 
 MEMORY, WORKERS, BUILD = "memory of a worker", "workers", "build"
 SPARE_BYTES = 100_000_000
+CONVERSIONS = 3  # of which the fastest counts
 FLOAT_SLOPE = np.float32(1.37)  # makes whole numbers fractions, so that they must be quantised
 
 
@@ -69,9 +71,10 @@ def memory_lines(folder: Path, sizes: Sizes) -> list[Line]:
 def worker_lines(folder: Path, sizes: Sizes) -> list[Line]:
     """Scans a second of whole builds, less what the same build of toy scans takes to start.
 
-    The last line is what two processes that only compute get from this machine.
+    The last lines are what this machine gives two processes that know nothing of each other: that
+    only compute, and that convert the same scans, which also share its memory's bandwidth.
     """
-    write_scans(folder / "large", sizes, count=sizes.scans)
+    scan = _task(write_scans(folder / "large", sizes, count=sizes.scans)[0], "CT", None)
     write_scans(folder / "toy", QUICK, count=sizes.scans)
 
     def run(name: str, workers: int) -> Callable[[int], None]:
@@ -79,12 +82,13 @@ def worker_lines(folder: Path, sizes: Sizes) -> list[Line]:
             folder / name, folder / f"{name}-{workers}-{number}", workers=workers
         )
 
-    headroom = [_headroom(sizes.burn_s)]
+    headroom, converting = [_headroom(sizes.burn_s)], [_converting(scan)]
     builds = {
         (name, workers): run(name, workers) for workers in (1, 2) for name in ("toy", "large")
     }
     taken = take_turns(builds, range(sizes.build_repeats))
     headroom.append(_headroom(sizes.burn_s))
+    converting.append(_converting(scan))
     start_s = {workers: spread(taken["toy", workers]).median for workers in (1, 2)}
     rates = {
         workers: [
@@ -97,7 +101,8 @@ def worker_lines(folder: Path, sizes: Sizes) -> list[Line]:
         Line(WORKERS, "1 worker", spread(rates[1]), "scans/s"),
         Line(WORKERS, "2 workers", spread(rates[2]), "scans/s", gain, at_least=1.8),
         Line(WORKERS, "2 workers, to start", spread(taken["toy", 2]), "s"),
-        Line(WORKERS, "this machine's own: 2 processes to 1", spread(headroom), "times"),
+        Line(WORKERS, "this machine: 2 that compute to 1", spread(headroom), "times"),
+        Line(WORKERS, "this machine: 2 that convert to 1", spread(converting), "times"),
     ]
 
 
@@ -158,6 +163,22 @@ def _headroom(seconds: float) -> float:
         alone = pool.submit(burn, seconds).result()
         together = [pool.submit(burn, seconds) for _ in range(2)]
         return sum(one.result() for one in together) / alone
+
+
+def _converting(task: Task) -> float:
+    """How many more scans two processes convert than one."""
+    with worker_pool(2) as pool:
+        for _ in range(2):  # each loads its libraries
+            list(pool.map(_conversion_s, [task, task]))
+        alone = min(pool.submit(_conversion_s, task).result() for _ in range(CONVERSIONS))
+        together = [list(pool.map(_conversion_s, [task, task])) for _ in range(CONVERSIONS)]
+        return 2 * alone / min(sum(pair) / 2 for pair in together)
+
+
+def _conversion_s(task: Task) -> float:
+    began = time.perf_counter()
+    convert(task)
+    return time.perf_counter() - began
 
 
 def _ours(path: Path, out: Path, spacing_mm: SpacingMm | None) -> Callable[[int], None]:

@@ -111,6 +111,7 @@ class Pool:
         failed: Callable[[Given, str], Made],
     ) -> Made:
         with worker_pool(1) as pool:
+            _check_start(pool)
             try:
                 return pool.submit(function, item).result(timeout=self._timeout_s)
             except BrokenProcessPool:
@@ -191,6 +192,17 @@ class _Window(Generic[Given]):
         """Drop what no one waits for any more."""
         for future in self._waiting:
             future.cancel()
+
+
+def _check_start(pool: ProcessPoolExecutor) -> None:
+    """An item is to blame for a crash only where a process without it lives."""
+    try:
+        pool.submit(int).result()
+    except BrokenProcessPool:
+        raise ExecutorError(
+            "worker processes die when they start (memory, or a main module without the guard"
+            " __name__ == '__main__'); workers=0 works in this process"
+        ) from None
 
 
 def _end_processes(pool: ProcessPoolExecutor) -> None:

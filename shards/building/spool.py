@@ -1,16 +1,19 @@
-"""Converted inputs on the disk, for builds in parts: many jobs fill the folder, one merges it.
+"""Converted inputs in files: on their way from a worker, or from the parts of a build to its merge.
 
 A file holds what :func:`shards.building.convert.convert` returned for one input: a line of JSON,
-then the members' bytes. Its name is keyed, and it is whole or absent.
+then the members' bytes. Its name is keyed.
 """
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shards.building.convert import Converted
+from shards.building.executors import Executor
 from shards.building.plan import Job
 from shards.codec import Checksums
 from shards.files import write_bytes, write_json
@@ -23,28 +26,25 @@ class SpoolError(ValueError):
     """Parts that do not make a whole."""
 
 
-def store(path: Path, found: Sequence[Converted]) -> None:
-    """Write the scans of one input.
-
-    Raises:
-        OSError: It cannot be written; ``path`` is as it was.
-    """
+def packed(found: Sequence[Converted]) -> list[bytes | memoryview]:
+    """The scans of one input as the pieces of a file."""
     header = json.dumps([_described(one) for one in found], separators=(",", ":")).encode()
     bodies = [content for one in found if one.sample for content in one.sample.members.values()]
-    write_bytes(path, b"".join([header, b"\n", *bodies]))
+    return [header, b"\n", *bodies]
 
 
 def fetch(path: Path) -> list[Converted]:
-    """Back from :func:`store`."""
-    content = memoryview(path.read_bytes())
-    end = bytes(content).index(b"\n")
+    """Back from :func:`packed`; the members stay in the file, which is mapped."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content, end = memoryview(mapped), mapped.find(b"\n")
     place, found = end + 1, []
-    for about in json.loads(bytes(content[:end])):
+    for about in json.loads(content[:end].tobytes()):
         sample = None
         if about["sample"] is not None:
-            members = {}
+            members: dict[str, bytes | memoryview] = {}
             for name, size in about["sample"].pop("sizes").items():
-                members[name] = bytes(content[place : place + size])
+                members[name] = content[place : place + size]
                 place += size
             sums = about["sample"].pop("checksums")
             sample = PackedSample(
@@ -53,6 +53,51 @@ def fetch(path: Path) -> list[Converted]:
                 checksums={name: Checksums.from_json(one) for name, one in sums.items()},
             )
         found.append(Converted(**{**about, "sample": sample}))
+    return found
+
+
+class ThroughFiles:
+    """An executor whose workers hand their results over in files.
+
+    Through a pipe each volume would be copied several times in the process that packs, and that
+    one process would hold up the others.
+    """
+
+    def __init__(self, executor: Executor, folder: Path) -> None:
+        """``folder`` is emptied."""
+        self._executor, self._folder = executor, folder
+
+    def map(
+        self,
+        function: Callable[[Job], list[Converted]],
+        items: Sequence[Job],
+        *,
+        failed: Callable[[Job, str], list[Converted]],
+    ) -> Iterator[list[Converted]]:
+        """The results in the order of ``items``."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        send = partial(_send, function, self._folder)
+        try:
+            for made in self._executor.map(send, items, failed=failed):
+                yield _taken(made) if isinstance(made, Path) else made
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _send(function: Callable[[Job], list[Converted]], folder: Path, job: Job) -> Path:
+    path = folder / f"{job.input}-{job.state}"
+    with path.open("wb", buffering=0) as file:
+        for piece in packed(function(job)):
+            left = memoryview(piece)
+            while left:
+                left = left[file.write(left) :]
+    return path
+
+
+def _taken(path: Path) -> list[Converted]:
+    found = fetch(path)
+    path.unlink()  # what is mapped stays until it is let go
     return found
 
 
@@ -86,7 +131,7 @@ class Spool:
 
     def store(self, job: Job, found: Sequence[Converted]) -> None:
         """Keep the scans of one input."""
-        store(self._path(job), found)
+        write_bytes(self._path(job), b"".join(packed(found)))
 
     def check_complete(self, jobs: Sequence[Job]) -> None:
         """All parts are done.

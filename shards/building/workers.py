@@ -1,5 +1,6 @@
 """Worker processes: they leave Ctrl-C to the process that started them, and die in one line."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -47,11 +48,23 @@ def ordered_map(workers: int) -> Callable[..., Iterator[Any]]:
     return apply
 
 
+def _keep_memory() -> dict[str, str]:
+    """For glibc: what a scan let go of is kept for the next one.
+
+    Else the system clears tens of megabytes anew for every array, an eighth of a conversion's time.
+    """
+    return {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+
+
 def _start(pool: ProcessPoolExecutor, workers: int) -> None:
     """Start every process: what this one ignores, they ignore from their first line on."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    added = {name: value for name, value in _keep_memory().items() if name not in os.environ}
+    os.environ.update(added)
     try:
         for _ in range(workers):
             pool.submit(int)  # each starts a process, as none is up and idle yet
     finally:
         signal.signal(signal.SIGINT, before)
+        for name in added:
+            del os.environ[name]

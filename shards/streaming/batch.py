@@ -1,11 +1,13 @@
 """Crops of several scans as one batch of integers, which is all that leaves a worker."""
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from shards.index import Sample
 from shards.measure.intensity import IntensityStatistics
@@ -13,6 +15,7 @@ from shards.scan import MODALITIES
 from shards.streaming.crops import Box, CropPlan
 from shards.streaming.reader import Crop, stored_air
 
+SHARED_BYTES = 1 << 16  # a smaller tensor is sent by value
 SUBJECT_DIGITS = 15  # of a pseudonym, as many as a signed 64-bit number holds
 
 
@@ -108,9 +111,9 @@ def stack(
     shape = tuple(np.max([row.box.extent for row in rows], axis=0).tolist())
     channels = [_channels(row.sample, plan) for row in rows]
     return CropBatch(
-        volume=torch.from_numpy(_volumes(rows, plan=plan, shape=shape)),
+        volume=_volumes(rows, plan=plan, shape=shape),
         present=torch.tensor([each.present for each in channels]),
-        masks=torch.from_numpy(_masks(rows, plan=plan, shape=shape)),
+        masks=_masks(rows, plan=plan, shape=shape),
         inside=torch.from_numpy(np.stack([row.crop.inside for row in rows])),
         extent=torch.tensor([row.box.extent for row in rows], dtype=torch.int32),
         slope=torch.tensor([each.slope for each in channels], dtype=torch.float32),
@@ -130,9 +133,24 @@ def stack(
     )
 
 
-def _volumes(rows: Sequence[Row], *, plan: CropPlan, shape: tuple[int, ...]) -> np.ndarray:
-    found = np.empty((len(rows), len(plan.sequences), *shape), dtype=np.int16)
-    for into, row in zip(found, rows, strict=True):
+def sent(batch: CropBatch) -> tuple[Any, ...]:
+    """A batch as a worker sends it: what is small by value, as each shared tensor costs a file."""
+    return tuple(
+        each.numpy() if isinstance(each, Tensor) and each.nbytes < SHARED_BYTES else each
+        for each in batch
+    )
+
+
+def received(fields: tuple[Any, ...]) -> CropBatch:
+    """Back from :func:`sent`."""
+    return CropBatch._make(
+        torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in fields
+    )
+
+
+def _volumes(rows: Sequence[Row], *, plan: CropPlan, shape: tuple[int, ...]) -> Tensor:
+    found = _new((len(rows), len(plan.sequences), *shape), dtype=torch.int16)
+    for into, row in zip(found.numpy(), rows, strict=True):
         for channel, name in zip(into, plan.sequences, strict=True):
             voxels = row.crop.volumes.get(name)
             if voxels is None:
@@ -145,14 +163,24 @@ def _volumes(rows: Sequence[Row], *, plan: CropPlan, shape: tuple[int, ...]) -> 
     return found
 
 
-def _masks(rows: Sequence[Row], *, plan: CropPlan, shape: tuple[int, ...]) -> np.ndarray:
-    found = np.zeros((len(rows), len(plan.masks), *shape), dtype=np.uint8)
-    for into, row in zip(found, rows, strict=True):
+def _masks(rows: Sequence[Row], *, plan: CropPlan, shape: tuple[int, ...]) -> Tensor:
+    found = _new((len(rows), len(plan.masks), *shape), dtype=torch.uint8).zero_()
+    for into, row in zip(found.numpy(), rows, strict=True):
         for channel, name in zip(into, plan.masks, strict=True):
             if name in row.crop.masks:
                 d, h, w = row.box.extent
                 channel[:d, :h, :w] = row.crop.masks[name]
     return found
+
+
+def _new(shape: tuple[int, ...], *, dtype: torch.dtype) -> Tensor:
+    """Uninitialised; of a worker, in memory that the other process sees, so that none is copied."""
+    if get_worker_info() is None or math.prod(shape) == 0:
+        return torch.empty(shape, dtype=dtype)
+    # As torch's own collate function does it.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    strides = torch.empty(shape, device="meta").stride()
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)
 
 
 def _channels(sample: Sample, plan: CropPlan) -> Channels:

@@ -39,7 +39,7 @@ def extras(project: Path) -> set[str]:
     text = (project / "pyproject.toml").read_text()
     section = text[text.index("train = [") : text.index("cluster = [")]
     names = set(re.findall(r'^    "([\w-]+)', section, flags=re.MULTILINE))
-    assert {"deepspeed", "webdataset", "wandb", "lightly", "blosc2"} <= names
+    assert {"deepspeed", "fsspec", "wandb", "lightly", "blosc2"} <= names
     return {"sklearn" if name == "scikit-learn" else name for name in names - CORE_NEEDS}
 
 
