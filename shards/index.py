@@ -23,7 +23,7 @@ LEDGER = "ledger.jsonl"
 CONTENT = frozenset(
     {"shards", "num_samples", "num_subjects", "sources", "modalities", "spacing_mm", "subjects"}
 )
-ENTRY = frozenset({"file", "sha256", "size_bytes", "num_samples", "index_sha256"})
+ENTRY = frozenset({"file", "xxh3_128", "size_bytes", "num_samples", "index_sha256"})
 RECORD = "scan.json"
 VOLUME = "volume"
 """The name of a plain sample's only sequence."""

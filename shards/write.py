@@ -3,7 +3,6 @@
 Any ``webdataset.WebDataset`` reads the tars.
 """
 
-import hashlib
 import os
 import re
 import tarfile
@@ -111,7 +110,7 @@ class ShardWriter:
             "schema_version": SCHEMA_VERSION,
             "shard": self._path.name,
             "size_bytes": self._tar.size,
-            "sha256": self._tar.sha256.hexdigest(),
+            "xxh3_128": self._tar.xxh3_128.hexdigest(),
             "samples": self._samples,
         }
         self._tar = None
@@ -121,7 +120,7 @@ class ShardWriter:
         if self._finished is not None:
             entry = {
                 "file": self._path.name,
-                "sha256": content["sha256"],
+                "xxh3_128": content["xxh3_128"],
                 "size_bytes": content["size_bytes"],
                 "num_samples": len(self._samples),
                 "index_sha256": sha256_of(index),
@@ -130,16 +129,21 @@ class ShardWriter:
 
 
 class _Tar:
-    """A tar that knows the SHA-256 of its bytes, so that a large one is not read again.
+    """A tar that knows the XXH3-128 of its bytes, so that a large one is not read again.
+
+    It finds damage in transfers and between the members, ten times as fast as SHA-256 does; who
+    must withstand forgery compares the members' SHA-256, which the workers compute.
 
     The bytes are those of ``webdataset.TarWriter``, which copies each member in small pieces.
     Nothing of the moment, the machine or the user is among them.
     """
 
     def __init__(self, path: Path) -> None:
+        import xxhash
+
         self._file = path.open("wb", buffering=0)
         self.size = 0
-        self.sha256 = hashlib.sha256()
+        self.xxh3_128 = xxhash.xxh3_128()
 
     def add(self, name: str, content: bytes | memoryview) -> int:
         """Append a file; returns the place of its first byte."""
@@ -164,7 +168,7 @@ class _Tar:
             self._file.close()
 
     def _write(self, content: bytes | memoryview) -> None:
-        self.sha256.update(content)
+        self.xxh3_128.update(content)
         self.size += len(content)
         left = memoryview(content)
         while left:

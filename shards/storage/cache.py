@@ -1,12 +1,11 @@
 """Whole shards of a server, kept in a folder of this machine up to a size; for many processes.
 
 Every process of a node may use one folder: a shard is downloaded by one of them while the others
-wait, its SHA-256 is compared before anyone sees it, and what was not used for longest makes room.
+wait, its XXH3-128 is compared before anyone sees it, and what was not used for longest makes room.
 """
 
 import errno
 import fcntl
-import hashlib
 import math
 import mmap
 import os
@@ -22,7 +21,6 @@ from shards.storage.errors import PlaceError, retried
 from shards.storage.storage import CacheConfig
 
 GB = 1_000_000_000
-DIGITS = 32  # of the SHA-256, in a file's name
 WAIT_S = 0.1
 TOUCH_S = 1.0
 _DRAFT = ".part"
@@ -37,7 +35,7 @@ class Shard(NamedTuple):
     """A tar as ``dataset.json`` describes it."""
 
     name: str
-    sha256: str
+    xxh3_128: str
     size_bytes: int
 
 
@@ -104,14 +102,14 @@ class ShardCache:
         """A whole and verified tar; downloaded where no process of this machine has yet.
 
         Args:
-            shard: Which one; its SHA-256 is also its name here.
+            shard: Which one; its XXH3-128 is also its name here.
             pieces: Starts a download, and gives the tar's bytes in order.
 
         Raises:
             DamagedShard: What was downloaded is not what was built; it is not kept.
             CacheError: The disk is full, or the cache too small.
         """
-        path = self._folder / f"{shard.sha256[:DIGITS]}-{shard.name}"
+        path = self._folder / f"{shard.xxh3_128}-{shard.name}"
         while True:
             with suppress(FileNotFoundError):
                 return self._mapped(path, shard)
@@ -148,9 +146,9 @@ class ShardCache:
                 raise CacheError(
                     f"{self._folder}: the disk is full; free space or lower cache.size_gb"
                 ) from None
-        if found != shard.sha256:
+        if found != shard.xxh3_128:
             raise DamagedShard(
-                f"{shard.name}: what was downloaded is not what was built (its SHA-256 differs);"
+                f"{shard.name}: what was downloaded is not what was built (its XXH3-128 differs);"
                 " verify and upload it again"
             )
 
@@ -254,8 +252,10 @@ def _is_abandoned(draft: Path) -> bool:
 
 
 def _write(draft: Path, pieces: Iterator[bytes], *, at_most: int) -> str:
-    """Fill the draft from its first byte and sync it; the SHA-256 of what came."""
-    found, length = hashlib.sha256(), 0
+    """Fill the draft from its first byte and sync it; the XXH3-128 of what came."""
+    import xxhash
+
+    found, length = xxhash.xxh3_128(), 0
     try:
         with draft.open("r+b") as file:
             for piece in pieces:

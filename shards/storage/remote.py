@@ -17,7 +17,7 @@ GAP_BYTES = 64 << 10
 """Ranges closer than this are read as one: a request costs more than the bytes between."""
 MAX_MAPS = 64
 _TAR = re.compile(r"[A-Za-z0-9_-]+\.tar")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_XXH3_128 = re.compile(r"[0-9a-f]{32}")
 
 Range = tuple[int, int]
 
@@ -96,7 +96,7 @@ class CachedShards:
     """Reads tars that a :class:`ShardCache` keeps; indexes come from the server."""
 
     def __init__(self, place: Place, config: CacheConfig) -> None:
-        """Read ``dataset.json``, which names the SHA-256 of every tar.
+        """Read ``dataset.json``, which names the checksum of every tar.
 
         Raises:
             PlaceError: There is none, or it cannot be read.
@@ -170,7 +170,7 @@ def coalesce(ranges: Sequence[Range], *, gap: int) -> list[Range]:
 def _listed(place: Place) -> dict[str, Shard]:
     try:
         shards = json.loads(place.read_bytes(DATASET))["shards"]
-        found = [_shard(each["file"], each["sha256"], each["size_bytes"]) for each in shards]
+        found = [_shard(each["file"], each["xxh3_128"], each["size_bytes"]) for each in shards]
     except MissingFile:
         raise _no_shards(place) from None
     except PlaceError:
@@ -182,11 +182,11 @@ def _listed(place: Place) -> dict[str, Shard]:
     return {shard.name: shard for shard in found}
 
 
-def _shard(name: str, sha256: str, size_bytes: int) -> Shard:
+def _shard(name: str, xxh3_128: str, size_bytes: int) -> Shard:
     """Both words become the name of a file of this machine, so they are taken by their form."""
-    if not (_TAR.fullmatch(name) and _SHA256.fullmatch(sha256) and size_bytes > 0):
+    if not (_TAR.fullmatch(name) and _XXH3_128.fullmatch(xxh3_128) and size_bytes > 0):
         raise ValueError(name)
-    return Shard(name, sha256, size_bytes)
+    return Shard(name, xxh3_128, size_bytes)
 
 
 def _no_shards(place: Place) -> PlaceError:

@@ -194,7 +194,7 @@ def test_no_shards_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../up.tar", "/etc/x.tar", "a.tar/b", 3])
 def test_a_cache_takes_no_name_for_a_path(tmp_path: Path, name: object) -> None:
     (tmp_path / "odd").mkdir()
-    entry = {"file": name, "sha256": "0" * 64, "size_bytes": 5}
+    entry = {"file": name, "xxh3_128": "0" * 32, "size_bytes": 5}
     for content in (json.dumps({"shards": [entry]}), "{"):
         (tmp_path / "odd/dataset.json").write_text(content)
         with (
