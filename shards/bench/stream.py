@@ -13,6 +13,7 @@ from shards.streaming.reading import FolderConfig
 
 PART = "stream"
 MICRO_BATCH = 4
+SCANS = 4
 
 
 def stream_lines(folder: Path, sizes: Sizes) -> list[Line]:
@@ -20,7 +21,7 @@ def stream_lines(folder: Path, sizes: Sizes) -> list[Line]:
 
     Processes start outside the time.
     """
-    write_scans(folder / "nifti", sizes, count=sizes.scans)
+    write_scans(folder / "nifti", sizes, count=min(sizes.scans, SCANS))
     build_shards(folder / "nifti", folder / "shards")
     cases = list(itertools.product((0, 1, 2), (1, 4)))
     rates: dict[tuple[int, int], list[float]] = {case: [] for case in cases}
