@@ -6,19 +6,15 @@
 Started again, it goes on from the last whole checkpoint; finished, it says so.
 """
 
-import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
 
 from foundation.backbone import save_backbone
 from foundation.checkpoint import load_checkpoint, save_checkpoint
 from foundation.diary import Diary
 from foundation.engine import (
-    DeepSpeedConfig,
     check_engine,
     compilation_ahead,
     deepspeed_dict,
@@ -34,12 +30,11 @@ from foundation.job import (
     device_name,
     portions_of,
 )
-from foundation.log import LogConfig, RunLog, check_log
+from foundation.log import RunLog, check_log
 from foundation.mae import Mae
-from foundation.methods import Method, MethodSections, build_method
-from foundation.optimiser import OptimiserConfig, set_groups
+from foundation.methods import Method, build_method
+from foundation.optimiser import set_groups
 from foundation.pictures import save_reconstructions
-from foundation.preprocessing import Preprocessing
 from foundation.publish import provenance_of
 from foundation.randomness import sample_seed
 from foundation.ranks import (
@@ -50,74 +45,16 @@ from foundation.ranks import (
     losing_a_rank_is_an_error,
     run_on_ranks,
 )
-from foundation.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, ResumeConfig, RunState, open_run
-from foundation.vit import VitConfig, build_vit, patch_grid
-from recipes.load import Section, digest
+from foundation.recipe import PretrainConfig
+from foundation.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, RunState, open_run
+from foundation.vit import build_vit
+from recipes.load import digest
 from shards.stream import crop_batches
 from shards.streaming.batch import CropBatch
 from shards.streaming.corpus import Corpus, open_corpus
-from shards.streaming.crops import CropPlan
-from shards.streaming.reading import FolderConfig, StreamConfig, folder_list
+from shards.streaming.reading import folder_list
 
 _NUM_PICTURES = 6
-
-
-class TrainConfig(Section):
-    """How much, and in which portions."""
-
-    steps: int = Field(ge=1, description="updates of the weights")
-    global_batch: int = Field(ge=1, description="scans of an update, over all ranks")
-    micro_batch: int | None = Field(
-        default=None, ge=1, description="scans of one forward on one rank; null: its whole share"
-    )
-    workers: int = Field(default=0, ge=0, description="reading processes of each rank")
-    timeout_s: float = Field(default=1800, gt=0, description="longest wait of a collective call")
-
-
-class CheckpointConfig(Section):
-    """How often, and how many stay."""
-
-    every_steps: int = Field(default=500, ge=1)
-    keep: int = Field(default=2, ge=1)
-
-
-class PretrainConfig(MethodSections):
-    """A pretraining recipe; exactly one of ``mae`` and ``dino`` chooses the method."""
-
-    name: str = Field(pattern=r"^[a-z0-9_-]+$")
-    shards: str | tuple[FolderConfig, ...] = Field(description="a folder or URL, or a mixture")
-    reading: StreamConfig = StreamConfig()
-    out: Path = Path("runs")
-    seed: int = Field(default=0, ge=0)
-    vit: VitConfig
-    preprocessing: Preprocessing
-    train: TrainConfig
-    optimiser: OptimiserConfig
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    resume: ResumeConfig = ResumeConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> "PretrainConfig":
-        patch_grid(self.preprocessing.crop_shape, self.vit.patch_size)
-        folder_list(self.shards)
-        return self
-
-    @property
-    def folder(self) -> Path:
-        """Where the run lives."""
-        return self.out / self.name
-
-    @property
-    def plan(self) -> CropPlan:
-        """What is cut out of each scan."""
-        return self.reading.plan(self.preprocessing.crop_shape)
-
-    @property
-    def tokens_per_scan(self) -> int:
-        """Patches of one crop."""
-        return math.prod(patch_grid(self.preprocessing.crop_shape, self.vit.patch_size))
 
 
 class Plan(NamedTuple):

@@ -11,7 +11,7 @@ stands; what is there stays untouched, and readable until the new content takes 
 import errno
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -25,10 +25,11 @@ from shards.building.dataset import describe
 from shards.building.duplicates import DuplicateCheck
 from shards.building.executors import Dask, Executor, Pool, Serial
 from shards.building.journal import Journal
-from shards.building.ledger import Entry, counts, reasons, without_key, write_ledger
+from shards.building.ledger import Entry, counts, write_ledger
 from shards.building.packing import Packer
 from shards.building.plan import Job, Plan, convert_job, make_plan
 from shards.building.publication import Output, fresh_draft, open_output
+from shards.building.report import most_frequent, progress, summary
 from shards.building.rewrite import without_samples
 from shards.building.spool import Spool, ThroughFiles
 from shards.building.standing import Standing, read_standing, samples_of, write_stamp
@@ -127,7 +128,7 @@ def _build(
     old = _without_stale(packer, output=output, plan=plan, standing=standing)
     shards = [*old.shards, *packer.shards]
     if not shards:
-        raise BuildError(f"none of {len(plan.jobs)} scans was accepted: {_most_frequent(entries)}")
+        raise BuildError(f"none of {len(plan.jobs)} scans was accepted: {most_frequent(entries)}")
     write_ledger(output.draft / LEDGER, entries)
     content = describe(
         about=_about(config, sources),
@@ -143,7 +144,7 @@ def _build(
     output.publish(shards, content=content)
     if config.part == "merge":
         Spool(output.spool, plan="").remove()
-    _report(entries, content)
+    print(summary(entries, num_subjects=content["num_subjects"]))
 
 
 def _pack(config: BuildConfig, *, output: Output, plan: Plan, standing: Standing | None) -> Packer:
@@ -186,7 +187,8 @@ def _take_all(config: BuildConfig, *, output: Output, packer: Packer, plan: Plan
     allowed = config.max_rejected_fraction * plan.num_inputs - counts(plan.kept)["rejected"]
     jobs = plan.jobs[packer.inputs_done :]
     results = executor.map(convert_job, jobs, failed=_crashed)
-    for job, found in zip(jobs, _progress(results, plan, packer.inputs_done), strict=True):
+    bar = progress(results, total=len(plan.jobs), done=packer.inputs_done)
+    for job, found in zip(jobs, bar, strict=True):
         packer.take(job, found)
         if packer.num_rejected > allowed:
             _stop(config, output, [*plan.kept, *packer.entries], num_scans=plan.num_inputs)
@@ -225,7 +227,7 @@ def _convert_part(config: BuildConfig, *, output: Output, key: bytes) -> None:
     jobs = [job for job in plan.jobs[part::of] if not spool.has(job)]
     executor = _executor(config, output, plan)
     results = executor.map(convert_job, jobs, failed=_crashed)
-    for job, found in zip(jobs, _bar(results, total=len(jobs)), strict=True):
+    for job, found in zip(jobs, progress(results, total=len(jobs)), strict=True):
         spool.store(job, found)
     print(f"part {part} of {of}: {len(plan.jobs[part::of])} inputs in {output.spool}")
 
@@ -363,44 +365,9 @@ def _stop(
     write_ledger(ledger, entries)
     raise BuildError(
         f"{counts(entries)['rejected']} of {num_scans} scans are rejected, the recipe allows a"
-        f" fraction of {config.max_rejected_fraction:g}; most often: {_most_frequent(entries)};"
+        f" fraction of {config.max_rejected_fraction:g}; most often: {most_frequent(entries)};"
         f" mend the input or raise max_rejected_fraction; the ledger so far is {ledger}"
     )
-
-
-def _progress(
-    results: Iterable[list[Converted]], plan: Plan, done: int
-) -> Iterable[list[Converted]]:
-    return _bar(results, total=len(plan.jobs), done=done)
-
-
-def _bar(
-    results: Iterable[list[Converted]], *, total: int, done: int = 0
-) -> Iterable[list[Converted]]:
-    from tqdm import tqdm
-
-    return tqdm(results, total=total, initial=done, desc="scans", unit="scan", mininterval=1.0)
-
-
-def _report(entries: Sequence[Entry], content: dict[str, Any]) -> None:
-    found = counts(entries)
-    withdrawn = f" + {found['withdrawn']} withdrawn" if found["withdrawn"] else ""
-    print(
-        f"{len(entries)} inputs = {found['accepted']} accepted + {found['rejected']} rejected"
-        f" + {found['skipped']} skipped{withdrawn}; {found['files']} files;"
-        f" {content['num_subjects']} subjects"
-    )
-    for status in ("rejected", "skipped"):
-        for reason, times in reasons(entries, status):
-            print(f"  {status} {times}: {reason}")
-    notes = Counter(without_key(entry.note) for entry in entries if entry.note is not None)
-    for note, times in sorted(notes.items()):
-        print(f"  marked {times}: {note}")
-
-
-def _most_frequent(entries: Sequence[Entry]) -> str:
-    found = reasons(entries) or reasons(entries, "skipped")
-    return f"{found[0][0]} ({found[0][1]})" if found else "nothing to read"
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import yaml
 
 from foundation.backbone import load_backbone
 from foundation.log import read_log
-from foundation.pretrain import PretrainConfig, make_plan
+from foundation.pretrain import make_plan
 from foundation.ranks import Ranks
+from foundation.recipe import PretrainConfig
 from recipes.load import RecipeError, load
 from shards.index import VOLUME
 from tests.written_shards import Written, ramp, write_shards

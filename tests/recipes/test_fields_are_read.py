@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.run import EvaluationConfig
 from evaluation.task import TaskCard
-from foundation.pretrain import PretrainConfig
+from foundation.recipe import PretrainConfig
 from recipes.load import Section, load
 from shards.build import BuildConfig
 from shards.sources.cohort import CohortConfig
