@@ -40,7 +40,7 @@ from shards.measure.similar import DuplicatePolicy
 from shards.pseudonym import load_key
 from shards.sources.cohort import CohortConfig
 from shards.sources.source import Source, SourceConfig, fingerprint, read_source, source_files
-from shards.storage.places import MissingFile, Place
+from shards.storage.places import MissingFile, Place, PlaceError
 from shards.storage.storage import MappedFolder, open_storage
 
 HANDOVER = ".handover"  # of a draft: scans on their way from the workers
@@ -346,6 +346,8 @@ def _errors_that_leave_what_stood(output: Output) -> Iterator[None]:
     """Tell of a full disk in one line; what is finished of the draft waits for the next try."""
     try:
         yield
+    except PlaceError:
+        raise  # it says all there is to say
     except OSError as error:
         full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
         raise BuildError(

@@ -37,13 +37,13 @@ def root(tmp_path_factory: pytest.TempPathFactory, archive: Archive, toy_recipe:
 @pytest.fixture(scope="module")
 def s3(root: Path) -> Iterator[str]:
     """A bucket that holds the archive below ``in``."""
-    with s3_server("bucket"):
+    with s3_server("built"):
         client = boto3.client("s3")
         for path in root.rglob("*"):
             if path.is_file() and path.parent.parent.name in ("dicom", root.name):
                 name = path.relative_to(root).as_posix()
-                client.put_object(Bucket="bucket", Key=f"in/{name}", Body=path.read_bytes())
-        yield "s3://bucket"
+                client.put_object(Bucket="built", Key=f"in/{name}", Body=path.read_bytes())
+        yield "s3://built"
 
 
 def _fetched(url: str) -> dict[str, bytes]:
@@ -122,4 +122,4 @@ def test_built_from_a_url(
     assert list(verify(tmp_path / "shards")) == []
     for content in _content(tmp_path / "shards").values():
         assert b"127.0.0.1" not in content
-        assert b"bucket" not in content
+        assert b"s3://" not in content
