@@ -111,6 +111,11 @@ def mask_member(name: str) -> str:
     return f"{name}.mask.b2nd"
 
 
+def record_bytes(record: Mapping[str, Any]) -> bytes:
+    """``scan.json``: the same record gives the same bytes."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+
 def index_path(tar: Path) -> Path:
     """``shard-000000.tar`` -> ``shard-000000.index.json``."""
     return tar.with_suffix(".index.json")

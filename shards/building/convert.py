@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shards.codec import Stored, checksums, encode, quantise, source_digest
-from shards.index import RECORD, mask_member, sequence_member
+from shards.index import RECORD, mask_member, record_bytes, sequence_member
 from shards.measure.intensity import IntensityStatistics, foreground_box, intensity_statistics
 from shards.measure.quality import quality_score
 from shards.measure.similar import perceptual_hash
@@ -208,8 +208,7 @@ def _visit_day(task: Task, scan: Scan) -> int | None:
 
 def _packed(record: Mapping[str, Any], volumes: Mapping[str, np.ndarray]) -> PackedSample:
     frames = {name: encode(voxels) for name, voxels in volumes.items()}
-    text = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
-    members = {**frames, RECORD: text}
+    members = {**frames, RECORD: record_bytes(record)}
     return PackedSample(
         key=record["key"],
         record=record,

@@ -1,7 +1,6 @@
 """Converted scans into shards, in order: what is taken, what is a copy, what the ledger says."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from shards.building.duplicates import DuplicateCheck
 from shards.building.journal import Journal, Progress
 from shards.building.ledger import Entry, Status, counts
 from shards.building.plan import Job
-from shards.index import RECORD, Sample
+from shards.index import RECORD, Sample, record_bytes
 from shards.write import PackedSample, ShardWriter
 
 
@@ -173,11 +172,6 @@ def renamed(sample: PackedSample, key: str) -> PackedSample:
         members={**sample.members, RECORD: text},
         sha256={**sample.sha256, RECORD: hashlib.sha256(text).hexdigest()},
     )
-
-
-def record_bytes(record: dict[str, Any]) -> bytes:
-    """``scan.json``."""
-    return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _own_files(job: Job, found: Sequence[Converted]) -> int:
