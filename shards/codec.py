@@ -8,7 +8,7 @@ nothing damaged is ever decompressed.
 import hashlib
 import itertools
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -203,7 +203,17 @@ def needed_ranges(
 def verify_crop(
     frame: memoryview, *, start: Sequence[int], stop: Sequence[int], expected: Checksums
 ) -> None:
-    """Compare the bytes that voxels [start, stop) need, and no others.
+    """:func:`verify_crops` of one."""
+    verify_crops(frame, windows=[(start, stop)], expected=expected)
+
+
+def verify_crops(
+    frame: memoryview,
+    *,
+    windows: Iterable[tuple[Sequence[int], Sequence[int]]],
+    expected: Checksums,
+) -> None:
+    """Compare the bytes that voxels [start, stop) of each window need, once, and no others.
 
     Raises:
         DamagedFrame: A touched chunk, or the frame's header or tables, is not what was written.
@@ -213,7 +223,8 @@ def verify_crop(
     offsets = _offsets(expected)
     if _table_checksum(frame, expected.start, int(offsets[-1])) != expected.table:
         raise DamagedFrame("the header or the chunk table", 0)
-    for number in _touched(expected.shape, expected.chunk_shape, start, stop):
+    shape, edges = expected.shape, expected.chunk_shape
+    for number in sorted({each for window in windows for each in _touched(shape, edges, *window)}):
         first, last = int(offsets[number]), int(offsets[number + 1])
         if xxhash.xxh3_64_intdigest(frame[first:last]) != int(expected.xxh3[number]):
             raise DamagedFrame(f"chunk {number} of {len(expected.sizes)}", first)

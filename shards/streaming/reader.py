@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.codec import DamagedFrame, decode_crop, needed_ranges, verify_crop
+from shards.codec import DamagedFrame, decode_crop, needed_ranges, verify_crops
 from shards.index import (
     VOLUME,
     DamagedShard,
@@ -192,8 +192,8 @@ class ShardReader:
         )
         try:
             frame = self._storage.frame(sample.shard, place, ranges)
-            for first, last in spans:
-                verify_crop(frame, start=first.tolist(), stop=last.tolist(), expected=expected)
+            windows = [(first.tolist(), last.tolist()) for first, last in spans]
+            verify_crops(frame, windows=windows, expected=expected)
         except DamagedFrame as error:
             offset = place.offset + error.offset
             raise DamagedSample(shard, sample.key, offset, f"{member}, {error}") from None
