@@ -4,6 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from recipes.load import parse
+from shards.build import BuildConfig
+from shards.streaming.reading import FolderConfig, StreamConfig
 
 
 @pytest.fixture
@@ -33,3 +38,18 @@ def test_every_dependency_is_told(project: Path, readme: str) -> None:
     named = re.findall(r'^    "([\w-]+)[\[>]', text.split("dev = [")[0], flags=re.MULTILINE)
     assert named
     assert not [name for name in named if name != "dask" and name not in readme]
+
+
+def test_the_recipes_that_are_told_load(readme: str) -> None:
+    """Of the sections on shards; a field that was renamed must be renamed here too."""
+    build, train = re.findall(
+        r"```yaml\n(.*?)```",
+        readme[readme.index("## Build shards") : readme.index("## Write a recipe")],
+        flags=re.DOTALL,
+    )
+    assert (
+        parse(yaml.safe_load(build), BuildConfig, where="README").sources[1].subject == r"sub-\d+"
+    )
+    mixture = yaml.safe_load(train)
+    assert len([parse(one, FolderConfig, where="README") for one in mixture["shards"]]) == 2
+    assert parse(mixture["reading"], StreamConfig, where="README").crops_per_scan == 4
