@@ -55,14 +55,12 @@ class Converted:
         status: ``skipped`` is a scan that the recipe does not select; nothing is wrong with it.
         reason: Why it is not accepted.
         left_out: Files of the input that are no part of the scan: their number, by reason.
-        num_files: Files that the input was read from.
     """
 
     sample: PackedSample | None
     status: Literal["accepted", "rejected", "skipped"] = "accepted"
     reason: str | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
-    num_files: int = 0
 
 
 class NotSelected(Exception):
@@ -75,10 +73,9 @@ def convert(task: Task) -> list[Converted]:
     Raises:
         PlaceError: A file behind a URL cannot be fetched.
     """
-    num_files = task.item.num_files
     if task.item.verdict is not None:
         status, reason = task.item.verdict
-        return [Converted(None, status, reason, num_files=num_files)]
+        return [Converted(None, status, reason)]
     found: list[Converted] = []
     try:
         with local_copies(task.item.root, task.item.files) as root:
@@ -88,10 +85,10 @@ def convert(task: Task) -> list[Converted]:
             while (one := _next(task, visits)) is not None:
                 found.append(one)
     except ScanError as error:
-        found.append(Converted(None, "rejected", str(error), num_files=num_files))
+        found.append(Converted(None, "rejected", str(error)))
     except MissingFile:
         reason = "the file or folder does not exist"
-        found.append(Converted(None, "rejected", reason, num_files=num_files))
+        found.append(Converted(None, "rejected", reason))
     return found
 
 
@@ -104,14 +101,13 @@ def _next(task: Task, visits: Iterator[Visit]) -> Converted | None:
     for scan in visit.scans.values():
         for reason, number in scan.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + number
-    num_files = task.item.num_files
     try:
         sample = _sample(task, visit)
     except NotSelected as unwanted:
-        return Converted(None, "skipped", str(unwanted), left_out, num_files)
+        return Converted(None, "skipped", str(unwanted), left_out)
     except ScanError as error:
-        return Converted(None, "rejected", str(error), left_out, num_files)
-    return Converted(sample, left_out=left_out, num_files=num_files)
+        return Converted(None, "rejected", str(error), left_out)
+    return Converted(sample, left_out=left_out)
 
 
 def _sample(task: Task, visit: Visit) -> PackedSample:

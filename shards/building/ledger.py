@@ -1,6 +1,7 @@
 """The ledger: every input ends as accepted, rejected or skipped, with the reason and no name."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from shards.files import write_text
 
 Status = Literal["accepted", "rejected", "skipped", "withdrawn"]
 STATUSES: tuple[Status, ...] = ("accepted", "rejected", "skipped", "withdrawn")
+DUPLICATE = re.compile(r"(near )?duplicate of ([a-z0-9_-]+)(?: \(distance (\d+)\))?")
+"""What is said of a copy: near or not, the key of its original, the distance."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def reasons(entries: Iterable[Entry], status: Status = "rejected") -> list[tuple
 
 def without_key(text: str) -> str:
     """``duplicate of KEY`` and ``near duplicate of KEY (distance n)`` name no key."""
-    what, is_copy, _ = text.partition("duplicate of ")
-    return f"{what}duplicate of another scan" if is_copy else text
+    found = DUPLICATE.fullmatch(text)
+    return f"{found[1] or ''}duplicate of another scan" if found else text
 
 
 def as_line(entry: Entry) -> str:

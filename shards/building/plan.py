@@ -105,7 +105,7 @@ def convert_job(job: Job) -> list[Converted]:
         raise
     except Exception as error:
         reason = f"an unforeseen {type(error).__name__} while it was read"
-        return [Converted(None, "rejected", reason, num_files=job.task.item.num_files)]
+        return [Converted(None, "rejected", reason)]
 
 
 def jobs_of(sources: Iterable[Source], key: bytes) -> Iterator[Job]:

@@ -1,19 +1,17 @@
 """What the page says in numbers: counts and histograms over the index, reasons of the ledger."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.building.ledger import STATUSES, Entry
+from shards.building.ledger import DUPLICATE, STATUSES, Entry, reasons
 from shards.streaming.table import SampleTable
 
 BINS = 24
 FEW = 12  # distinct values up to which each has a bar of its own
 WIDE = 100.0  # ratio of the ends beyond which bins grow geometrically
-DUPLICATE = re.compile(r"(near )?duplicate of ([a-z0-9_-]+)(?: \(distance (\d+)\))?")
 AXES = ("d (inferior to superior)", "h (anterior to posterior)", "w (right to left)")
 PERCENTILES = {"p00_5": "0.5th percentile", "p50": "median", "p99_5": "99.5th percentile"}
 
@@ -91,17 +89,6 @@ def gather(dataset: Mapping[str, Any], *, samples: SampleTable, entries: Sequenc
         duplicates=duplicates(entries),
         num_withdrawn=len(dataset.get("withdrawn", ())),
     )
-
-
-def reasons(entries: Iterable[Entry], *, status: str) -> list[tuple[str, int]]:
-    """Reasons of one status, most frequent first; all duplicates of a kind are one reason."""
-    found: Counter[str] = Counter()
-    for entry in entries:
-        if entry.status == status:
-            match = DUPLICATE.fullmatch(entry.reason or "")
-            copied = f"{match[1] or ''}duplicate of another scan" if match else None
-            found[copied or entry.reason or "no reason given"] += 1
-    return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def duplicates(entries: Iterable[Entry]) -> list[Duplicate]:

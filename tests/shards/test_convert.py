@@ -119,8 +119,9 @@ def test_a_sample_is_the_same_wherever_its_files_lie(tmp_path: Path, visit: dict
 
 def test_what_does_not_fit_is_rejected(tmp_path: Path, visit: dict[str, Any]) -> None:
     _save(tmp_path / "pet.nii", _volume(2), shift_mm=4)
-    (one,) = convert(_task(tmp_path, visit))
-    assert (one.status, one.sample, one.num_files) == ("rejected", None, 3)
+    task = _task(tmp_path, visit)
+    (one,) = convert(task)
+    assert (one.status, one.sample, task.item.num_files) == ("rejected", None, 3)
     assert one.reason is not None
     assert one.reason.startswith("pet: not registered: 4.00 mm")
     assert str(tmp_path) not in one.reason
@@ -187,8 +188,9 @@ def test_what_a_recipe_does_not_select_is_skipped(
 
 def test_a_verdict_is_kept_without_reading(tmp_path: Path) -> None:
     for verdict in (("rejected", "a localiser, not a scan"), ("skipped", "not selected: x")):
-        (one,) = convert(_task(tmp_path / "gone", {"verdict": verdict}))
-        assert (one.status, one.reason, one.num_files) == (*verdict, 1)
+        task = _task(tmp_path / "gone", {"verdict": verdict})
+        (one,) = convert(task)
+        assert (one.status, one.reason, task.item.num_files) == (*verdict, 1)
 
 
 def test_every_time_point_has_its_own_verdict(tmp_path: Path) -> None:
