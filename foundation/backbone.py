@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from foundation.card import model_card
 from foundation.files import sync_tree
+from foundation.patches import patchify
 from foundation.preprocessing import AIR, Preprocessing, normalise, window_starts
-from foundation.vit import Vit3d, VitConfig, build_vit, patchify
+from foundation.vit import Vit3d, VitConfig, build_vit
 from recipes.load import RecipeError, digest, parse
 from shards.files import fresh_folder, publish_folder, sha256_of, write_json, write_text
 from shards.measure.intensity import intensity_statistics
@@ -38,6 +39,7 @@ FILES = (WEIGHTS, CONFIG, PREPROCESSING, RECIPE, PROVENANCE, GOLDEN, CARD)
 
 GOLDEN_TOLERANCE = 1e-4
 _GOLDEN_GRID = (2, 3, 4)
+_GOLDEN_SPACING_MM = (5.0, 1.5, 2.0)
 _GOLDEN_SEED = 0
 _WINDOWS_AT_ONCE = 8
 
@@ -80,12 +82,15 @@ class Backbone(nn.Module):
             the patch tokens that see any of the scan; pure padding does not count.
         """
         target = spacing_mm or self.preprocessing.spacing_mm
-        volume, inside = self._volume(resample(scan, target) if target else scan)
+        scan = resample(scan, target) if target else scan
+        volume, inside = self._volume(scan)
+        spacing_mm = torch.tensor([scan.spacing_mm], device=volume.device)
         starts = window_starts(volume.shape, self.preprocessing.crop_shape)
         classes, patches, seen = [], [], []
         for first in range(0, len(starts), _WINDOWS_AT_ONCE):
             some = starts[first : first + _WINDOWS_AT_ONCE]
-            output = self.vit(self._windows(volume, some))
+            windows = self._windows(volume, some)
+            output = self.vit(windows, spacing_mm=spacing_mm.expand(len(some), -1))
             weights = patchify(self._windows(inside, some), patch_size=self.vit.patch_size)
             weight = weights.amax(dim=2)
             classes.append(output.cls_token.double().sum(dim=0))
@@ -215,14 +220,14 @@ def _golden_pair(vit: Vit3d) -> dict[str, Tensor]:
     """A small fixed input with unequal axes, and what the network makes of it."""
     shape = [cells * patch for cells, patch in zip(_GOLDEN_GRID, vit.patch_size, strict=True)]
     generator = torch.Generator().manual_seed(_GOLDEN_SEED)
-    channels = vit.patch_embed.in_features // int(np.prod(vit.patch_size))
-    volume = torch.rand(1, channels, *shape, generator=generator) * 2 - 1
-    return {"volume": volume, **_golden_embedding(vit, volume)}
+    volume = torch.rand(1, vit.in_chans, *shape, generator=generator) * 2 - 1
+    golden = {"volume": volume, "spacing_mm": torch.tensor([_GOLDEN_SPACING_MM])}
+    return {**golden, **_golden_embedding(vit, golden)}
 
 
-def _golden_embedding(vit: Vit3d, volume: Tensor) -> dict[str, Tensor]:
+def _golden_embedding(vit: Vit3d, golden: dict[str, Tensor]) -> dict[str, Tensor]:
     with torch.inference_mode():
-        output = vit(volume)
+        output = vit(golden["volume"], spacing_mm=golden.get("spacing_mm"))
         return {"cls": output.cls_token.clone(), "mean": output.patch_tokens.mean(dim=1)}
 
 
@@ -230,7 +235,7 @@ def _check_golden(vit: Vit3d, path: Path) -> None:
     stored = _tensors(path)
     if missing := {"volume", "cls", "mean"} - set(stored):
         raise BackboneError(f"{path}: lacks {', '.join(sorted(missing))}; download it again")
-    for name, found in _golden_embedding(vit, stored["volume"]).items():
+    for name, found in _golden_embedding(vit, stored).items():
         error = (found - stored[name]).abs().max().item()
         if not error <= GOLDEN_TOLERANCE:
             raise BackboneError(

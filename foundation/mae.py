@@ -1,40 +1,53 @@
 """Masked autoencoder (He et al. 2022) in 3D: rebuild the hidden patches from the visible ones."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from foundation.masking import TokenMask, random_mask
+from foundation.channels import drop_channels
+from foundation.decoder import Decoder
+from foundation.mae_loss import masked_error, targets_of, voxel_weights
+from foundation.masking import TokenMask, block_mask, random_mask
 from foundation.parameters import ParameterGroup, parameter_groups
-from foundation.positions import sincos_positions
-from foundation.preprocessing import Preprocessing, normalise_batch
-from foundation.vit import (
-    LayerNorm,
-    Vit3d,
-    build_blocks,
-    initialise_linears,
-    patchify,
-    unpatchify,
-)
+from foundation.patches import patchify, unpatchify
+from foundation.preprocessing import NormalisedBatch, Preprocessing, normalise_batch
+from foundation.vit import Vit3d
 from recipes.load import Section
+from shards.scan import MODALITIES
 from shards.streaming.batch import CropBatch
-
-_EPSILON = 1e-6
 
 
 class MaeConfig(Section):
     """The objective and its decoder; the decoder is thrown away after pretraining."""
 
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    norm_pix_loss: bool = Field(
-        default=True, description="each patch's target has mean 0 and variance 1"
+    masking: Literal["random", "block"] = Field(
+        default="random", description="patches one by one, or in boxes"
+    )
+    num_masks: int = Field(default=1, ge=1, description="of each crop that is read")
+    norm_pix_loss: bool | tuple[str, ...] = Field(
+        default=True,
+        description="each patch's target has mean 0 and variance 1: of every scan, of none, or of "
+        "the modalities named; the others' targets are intensities of their window in [-1, 1]",
+    )
+    max_air_share: float = Field(
+        default=1.0, ge=0, le=1, description="of the loss, for patches of nothing but air"
+    )
+    channel_drop: float = Field(
+        default=0.0, ge=0, lt=1, description="probability of hiding a sequence from the encoder"
     )
     decoder_embed_dim: int = Field(default=384, ge=6)
     decoder_depth: int = Field(default=4, ge=1)
     decoder_num_heads: int = Field(default=8, ge=1)
+
+    @property
+    def normalised(self) -> tuple[str, ...]:
+        """Modalities whose targets are normalised patch by patch."""
+        if isinstance(self.norm_pix_loss, bool):
+            return tuple(MODALITIES) if self.norm_pix_loss else ()
+        return self.norm_pix_loss
 
     @model_validator(mode="after")
     def _check(self) -> "MaeConfig":
@@ -43,6 +56,11 @@ class MaeConfig(Section):
             raise ValueError(
                 f"decoder_embed_dim must be a multiple of 6 and of decoder_num_heads, "
                 f"got {width} with {heads} heads"
+            )
+        if unknown := set(self.normalised) - set(MODALITIES):
+            raise ValueError(
+                f"norm_pix_loss names {', '.join(sorted(unknown))}; modalities are "
+                f"{', '.join(MODALITIES)}"
             )
         return self
 
@@ -66,42 +84,51 @@ class Mae(nn.Module):
         self,
         vit: Vit3d,
         *,
+        decoder: Decoder,
         preprocessing: Preprocessing,
         mask_ratio: float,
-        norm_pix_loss: bool,
-        decoder_embed_dim: int,
-        decoder_depth: int,
-        decoder_num_heads: int,
+        masking: Literal["random", "block"],
+        num_masks: int,
+        normalised: tuple[str, ...],
+        max_air_share: float,
+        channel_drop: float,
         seed: int,
     ) -> None:
         super().__init__()
-        vit.grid(preprocessing.crop_shape)
+        self.grid = vit.grid(preprocessing.crop_shape)
         self.backbone = vit
+        self.decoder = decoder
         self.preprocessing = preprocessing
         self.mask_ratio = mask_ratio
-        self.norm_pix_loss = norm_pix_loss
+        self.masking = masking
+        self.num_masks = num_masks
+        self.max_air_share = max_air_share
+        self.channel_drop = channel_drop
         self.seed = seed
-        self.decoder = Decoder(
-            vit,
-            embed_dim=decoder_embed_dim,
-            depth=decoder_depth,
-            num_heads=decoder_num_heads,
-        )
+        is_normalised = torch.tensor([name in normalised for name in MODALITIES])
+        self.register_buffer("_is_normalised", is_normalised, persistent=False)
+        self._is_normalised: Tensor
 
     def forward(self, batch: CropBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error on the hidden patches of a batch."""
-        del step  # the mask follows from each sample's position
-        volume, _, counted = normalise_batch(batch, preprocessing=self.preprocessing)
-        token_mask = self._mask(batch)
-        prediction = self._predict(volume, token_mask)
+        del step  # masks follow from each sample's position
+        view = normalise_batch(batch, preprocessing=self.preprocessing)
         patch_size = self.backbone.patch_size
-        counted = patchify(counted, patch_size=patch_size)
-        target = patchify(volume, patch_size=patch_size)
-        if self.norm_pix_loss:
-            mean, std = patch_statistics(target, counted=counted)
-            target = (target - mean) / std
-        weight = counted & token_mask.mask[..., None]
-        loss = masked_error(prediction, target=target, weight=weight)
+        patches = patchify(view.volume, patch_size=patch_size)
+        counted = patchify(view.counted, patch_size=patch_size)
+        token_mask = self._masks(batch, num_masks=self.num_masks)
+        prediction = self._predict(view, batch=batch, keep=token_mask.keep)
+        samples = (len(patches), self.num_masks)
+        targets = targets_of(patches, counted=counted, normalised=self._normalised(batch))
+        weight = voxel_weights(
+            patches,
+            counted=counted,
+            hidden=token_mask.mask.unflatten(0, samples),
+            max_air_share=self.max_air_share,
+        )
+        loss = masked_error(
+            prediction.unflatten(0, samples), target=targets.values[:, None], weight=weight
+        )
         return loss, {"loss": loss.detach()}
 
     def after_update(self, step: int) -> None:
@@ -113,111 +140,70 @@ class Mae(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, batch: CropBatch) -> Reconstruction:
-        """For pictures. With ``norm_pix_loss`` each patch gets back its own mean and spread."""
-        volume, _, counted = normalise_batch(batch, preprocessing=self.preprocessing)
-        token_mask = self._mask(batch)
+        """For pictures, under the first mask; normalised patches get back their mean and spread."""
+        view = normalise_batch(batch, preprocessing=self.preprocessing)
         patch_size = self.backbone.patch_size
-        patches = patchify(volume, patch_size=patch_size)
-        prediction = self._predict(volume, token_mask).float()
-        if self.norm_pix_loss:
-            known = patchify(counted, patch_size=patch_size)
-            mean, std = patch_statistics(patches, counted=known)
-            prediction = prediction * std + mean
+        patches = patchify(view.volume, patch_size=patch_size)
+        counted = patchify(view.counted, patch_size=patch_size)
+        token_mask = self._masks(batch, num_masks=1)
+        prediction = self._predict(view, batch=batch, keep=token_mask.keep).float()
+        targets = targets_of(patches, counted=counted, normalised=self._normalised(batch))
+        prediction = prediction * targets.std + targets.mean
         hidden = token_mask.mask[..., None].expand_as(patches)
-        grid = self.backbone.grid(volume.shape[2:])
         rebuilt, mask = (
-            unpatchify(values, grid=grid, patch_size=patch_size)
+            unpatchify(values, grid=self.grid, patch_size=patch_size)
             for values in (torch.where(hidden, prediction, patches), hidden)
         )
         # The loss never asked for what does not count, so nothing there is worth a look.
-        return Reconstruction(volume, torch.where(counted, rebuilt, volume), mask)
+        shown = torch.where(view.counted, rebuilt, view.volume)
+        return Reconstruction(view.volume, shown, mask)
 
-    def _mask(self, batch: CropBatch) -> TokenMask:
-        d, h, w = self.backbone.grid(self.preprocessing.crop_shape)
-        token_mask = random_mask(
-            batch.position, num_tokens=d * h * w, mask_ratio=self.mask_ratio, seed=self.seed
+    def _masks(self, batch: CropBatch, *, num_masks: int) -> TokenMask:
+        """(B M, ...): the masks of a sample lie behind each other."""
+        drawn = [
+            block_mask(
+                batch.position,
+                grid=self.grid,
+                mask_ratio=self.mask_ratio,
+                seed=self.seed,
+                draw=draw,
+            )
+            if self.masking == "block"
+            else random_mask(
+                batch.position,
+                num_tokens=self.grid[0] * self.grid[1] * self.grid[2],
+                mask_ratio=self.mask_ratio,
+                seed=self.seed,
+                draw=draw,
+            )
+            for draw in range(num_masks)
+        ]
+        keep, mask = (torch.stack(each, dim=1).flatten(0, 1) for each in zip(*drawn, strict=True))
+        return TokenMask(keep, mask).to(batch.volume.device)
+
+    def _normalised(self, batch: CropBatch) -> Tensor:
+        """(B, C) bool: which channels' targets are normalised patch by patch."""
+        return self._is_normalised[batch.modality.to(self._is_normalised.device)]
+
+    def _predict(self, view: NormalisedBatch, *, batch: CropBatch, keep: Tensor) -> Tensor:
+        """(B M, N, P) for all patches, the hidden and the visible ones."""
+        present = drop_channels(
+            batch.present,
+            positions=batch.position,
+            rate=self.channel_drop,
+            seed=self.seed,
+            purpose="mae",
         )
-        return token_mask.to(batch.volume.device)
-
-    def _predict(self, volume: Tensor, token_mask: TokenMask) -> Tensor:
-        """(B, N, P) for all patches, the hidden and the visible ones."""
-        encoded = self.backbone(volume, token_mask.keep)
-        grid = self.backbone.grid(volume.shape[2:])
+        encoded = self.backbone(view.volume, keep, spacing_mm=view.spacing_mm, present=present)
+        copies = len(keep) // len(view.volume)
         prediction: Tensor = self.decoder(
-            encoded.cls_token, encoded.patch_tokens, keep=token_mask.keep, grid=grid
+            encoded.cls_token,
+            encoded.patch_tokens,
+            keep=keep,
+            grid=self.grid,
+            spacing_mm=view.spacing_mm.repeat_interleave(copies, dim=0),
         )
         return prediction
-
-
-class Decoder(nn.Module):
-    """Puts mask tokens where patches are missing and predicts the voxels of every patch."""
-
-    def __init__(self, vit: Vit3d, *, embed_dim: int, depth: int, num_heads: int) -> None:
-        super().__init__()
-        self.embed_dim = embed_dim
-        self.embed = nn.Linear(vit.embed_dim, embed_dim)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.blocks = build_blocks(
-            depth,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            mlp_ratio=4.0,
-            drop_paths=[0.0] * depth,
-        )
-        self.norm = LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, vit.patch_embed.in_features)
-        initialise_linears(self)
-        trunc_normal_(self.mask_token, std=0.02)
-
-    def forward(
-        self, cls_token: Tensor, visible: Tensor, *, keep: Tensor, grid: tuple[int, int, int]
-    ) -> Tensor:
-        """(B, E) and (B, K, E) at the places ``keep`` of a ``grid`` to voxels (B, N, P)."""
-        batch, num_tokens = len(visible), grid[0] * grid[1] * grid[2]
-        visible = self.embed(visible)
-        masked = self.mask_token.to(visible.dtype).expand(batch, num_tokens, -1)
-        tokens = masked.scatter(1, keep[..., None].expand_as(visible), visible)
-        tokens = tokens + sincos_positions(grid, embed_dim=self.embed_dim, device=visible.device)
-        tokens = torch.cat([self.embed(cls_token)[:, None].to(tokens.dtype), tokens], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
-        voxels: Tensor = self.head(self.norm(tokens[:, 1:]))
-        return voxels
-
-
-def patch_statistics(patches: Tensor, *, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch over its voxels that count.
-
-    Departs from the authors' code, whose images have no padding, in leaving padding out (and what a
-    mask hides), and divides by the count, not by the count less one.
-
-    Args:
-        patches: (B, N, P).
-        counted: (B, N, P) bool.
-
-    Returns:
-        (B, N, 1) each; a constant patch has the square root of a small number as its deviation.
-    """
-    count = counted.sum(dim=-1, keepdim=True).clamp(min=1)
-    mean = (patches * counted).sum(dim=-1, keepdim=True) / count
-    variance = ((patches - mean).square() * counted).sum(dim=-1, keepdim=True) / count
-    return mean, (variance + _EPSILON).sqrt()
-
-
-def masked_error(prediction: Tensor, *, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error over each sample's counted voxels, then the mean over samples.
-
-    Every scan weighs the same however much of its crop is padding, so ranks that hold as many
-    samples average to the loss of the whole batch.
-
-    Args:
-        prediction: (B, N, P).
-        target: (B, N, P).
-        weight: (B, N, P) bool, the voxels that are asked for: hidden from the encoder, and counted.
-    """
-    error = (prediction.float() - target).square() * weight
-    per_sample = error.sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
-    return per_sample.mean()
 
 
 def build_mae(
@@ -225,13 +211,21 @@ def build_mae(
 ) -> Mae:
     """A MAE around ``vit``; decoder weights come from torch's global generator."""
     del total_steps  # MAE has no schedule of its own
+    decoder = Decoder(
+        vit,
+        embed_dim=config.decoder_embed_dim,
+        depth=config.decoder_depth,
+        num_heads=config.decoder_num_heads,
+    )
     return Mae(
         vit,
+        decoder=decoder,
         preprocessing=preprocessing,
         mask_ratio=config.mask_ratio,
-        norm_pix_loss=config.norm_pix_loss,
-        decoder_embed_dim=config.decoder_embed_dim,
-        decoder_depth=config.decoder_depth,
-        decoder_num_heads=config.decoder_num_heads,
+        masking=config.masking,
+        num_masks=config.num_masks,
+        normalised=config.normalised,
+        max_air_share=config.max_air_share,
+        channel_drop=config.channel_drop,
         seed=seed,
     )

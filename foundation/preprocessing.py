@@ -103,6 +103,8 @@ class NormalisedBatch(NamedTuple):
     counted: Tensor
     """(B, C, D, H, W) bool, what a loss may look at: inside the scan, of a sequence that is there,
     and under none of the batch's masks"""
+    spacing_mm: Tensor
+    """(B, 3) float32, of the voxels (d, h, w) of ``volume``"""
 
 
 def normalise_batch(batch: "CropBatch", *, preprocessing: Preprocessing) -> NormalisedBatch:
@@ -123,15 +125,17 @@ def normalise_batch(batch: "CropBatch", *, preprocessing: Preprocessing) -> Norm
     )
     ignored = (batch.masks.to(device) > 0).any(dim=1, keepdim=True)
     scale = None
+    spacing_mm = batch.spacing_mm.to(device)
     if volume.shape[2:] != shape or (batch.extent != batch.extent.new_tensor(shape)).any():
         extent = batch.extent.to(device)
         scale = extent / extent.new_tensor(shape)
+        spacing_mm = spacing_mm * scale
         volume = resize_crops(volume, extent=extent, shape=shape)
         # Whatever voxel of a mask had a part in a resized one, hides that.
         ignored = resize_crops(ignored.float(), extent=extent, shape=shape) > 0
     inside = inside_mask(batch.inside.to(device), shape, scale=scale)
     volume = volume.masked_fill_(~(inside & present), AIR)
-    return NormalisedBatch(volume, inside, inside & present & ~ignored)
+    return NormalisedBatch(volume, inside, inside & present & ~ignored, spacing_mm)
 
 
 def resize_crops(volume: Tensor, *, extent: Tensor, shape: Sequence[int]) -> Tensor:

@@ -6,12 +6,14 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from foundation.engine import DeepSpeedConfig
+from foundation.health import HealthConfig
 from foundation.log import LogConfig
 from foundation.methods import MethodSections
 from foundation.optimiser import OptimiserConfig
+from foundation.patches import patch_grid
 from foundation.preprocessing import Preprocessing
 from foundation.runs import ResumeConfig
-from foundation.vit import VitConfig, patch_grid
+from foundation.vit import VitConfig
 from recipes.load import Section
 from shards.streaming.crops import CropPlan
 from shards.streaming.reading import FolderConfig, StreamConfig, folder_list
@@ -51,6 +53,7 @@ class PretrainConfig(MethodSections):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    health: HealthConfig = HealthConfig()
     resume: ResumeConfig = ResumeConfig()
 
     @model_validator(mode="after")

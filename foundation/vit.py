@@ -1,22 +1,28 @@
-"""The backbone: a 3D vision transformer on timm's blocks, for volumes and patches of any shape."""
+"""The backbone: a 3D vision transformer for volumes, patches and spacings of any shape.
 
+Crops of several sizes go through it in one pass (``packed``): their tokens are concatenated for the
+linear parts, and only attention looks at each size by itself.
+"""
+
+import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from einops import rearrange
 from pydantic import Field, model_validator
 from timm.layers import calculate_drop_path_rates, trunc_normal_
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from foundation.positions import sincos_positions
+from foundation.block import LayerNorm, MlpKind, Segment, build_blocks, initialise_layers
+from foundation.patches import Shape, patch_grid, patchify, rows_of
+from foundation.positions import Position, PositionScheme, sincos_positions
 from recipes.load import Section
 
-Shape = tuple[int, int, int]
-
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+_OWN_PARAMETERS = ("cls_token", "registers", "absent_embed", "position_table")
+_SHORTEST_PATCHES, _LONGEST_PATCHES = 4, 64
+_PERIODS_MM = (40.0, 1280.0)
 
 
 class VitSize(NamedTuple):
@@ -46,11 +52,28 @@ class VitConfig(Section):
     num_registers: int = Field(default=4, ge=0)
     drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
     mlp_ratio: float = Field(default=4.0, gt=0)
+    mlp: MlpKind = "gelu"
+    layer_scale: float | None = Field(
+        default=None, gt=0, description="first value of each branch's scale; null: no layer scale"
+    )
+    position: Position = Field(
+        default="sincos",
+        description="rope turns queries and keys by the distance in voxels, rope_mm by that in "
+        "millimetres, so that scans of different spacing train together; learned needs a grid",
+    )
+    position_grid: Shape | None = Field(
+        default=None, description="patches (d, h, w) of the learned table; resized for other grids"
+    )
     position_scale: float = Field(
         default=1.0,
         gt=0,
-        description="strength of positions against content; a small backbone's class token hardly "
-        "differs between scans at 1, which lets DINO collapse: take 0.1 there, 1 for MAE",
+        description="strength of sincos positions against content; a small backbone's class token "
+        "hardly differs between scans at 1, which lets DINO collapse: take 0.1 there, 1 for MAE",
+    )
+    rope_periods: tuple[float, float] | None = Field(
+        default=None,
+        description="shortest and longest turn, in voxels or mm; null: 4 to 64 patches, or 40 to "
+        "1280 mm",
     )
     embed_dim: int | None = Field(default=None, ge=6)
     depth: int | None = Field(default=None, ge=1)
@@ -66,19 +89,52 @@ class VitConfig(Section):
             self.num_heads or named.num_heads,
         )
 
+    @property
+    def periods(self) -> tuple[float, float]:
+        """Of the rotations, in the unit of ``position``."""
+        if self.rope_periods is not None:
+            return self.rope_periods
+        if self.position == "rope_mm":
+            return _PERIODS_MM
+        edge = max(self.patch_size)
+        return float(_SHORTEST_PATCHES * edge), float(_LONGEST_PATCHES * edge)
+
     @model_validator(mode="after")
     def _check(self) -> "VitConfig":
         width, _, heads = self.resolved
         if min(self.patch_size) < 1:
             raise ValueError(f"patch_size must be positive, got {self.patch_size}")
-        if width % 6:
-            raise ValueError(f"embed_dim must be a multiple of 6 (3D positions), got {width}")
+        if self.position == "sincos" and width % 6:
+            raise ValueError(
+                f"embed_dim must be a multiple of 6 for sincos positions, got {width}; take rope"
+            )
         if width % heads or width // heads % 8:
             raise ValueError(
                 f"embed_dim / num_heads must be a multiple of 8 (fast attention), "
                 f"got {width} / {heads}"
             )
+        if (self.position == "learned") != (self.position_grid is not None):
+            raise ValueError("position_grid is the grid of learned positions; give both or neither")
+        if self.position_grid is not None and min(self.position_grid) < 1:
+            raise ValueError(f"position_grid must be positive, got {self.position_grid}")
+        if self.rope_periods is not None and not 0 < self.rope_periods[0] < self.rope_periods[1]:
+            raise ValueError(f"rope_periods must be positive and rise, got {self.rope_periods}")
         return self
+
+
+class Crops(NamedTuple):
+    """Volumes of one shape, as :meth:`Vit3d.packed` takes them."""
+
+    volume: Tensor
+    """(B, C, D, H, W) in [-1, 1]; D, H and W are multiples of ``patch_size``"""
+    spacing_mm: Tensor | None = None
+    """(B, 3) of the voxels (d, h, w); needed where positions are ``rope_mm``"""
+    present: Tensor | None = None
+    """(B, C) bool, False where a sample lacks a channel; None: all are there"""
+    keep: Tensor | None = None
+    """(B M, K) int64 indices of the patches to see, M rows a sample; the others never enter"""
+    hidden: Tensor | None = None
+    """(B, N) bool, patches whose content gives way to the mask token"""
 
 
 class VitOutput(NamedTuple):
@@ -87,7 +143,7 @@ class VitOutput(NamedTuple):
     cls_token: Tensor
     """(B, E)"""
     patch_tokens: Tensor
-    """(B, N, E) in raster order, or (B, K, E) in the order of ``keep``"""
+    """(B, N, E) in raster order, or (B M, K, E) in the order of ``keep``"""
 
 
 class Vit3d(nn.Module):
@@ -102,74 +158,171 @@ class Vit3d(nn.Module):
         depth: int,
         num_heads: int,
         mlp_ratio: float,
+        mlp: MlpKind,
+        layer_scale: float | None,
         num_registers: int,
         drop_path_rate: float,
-        position_scale: float,
+        positions: PositionScheme,
+        position_grid: Shape | None,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.in_chans = in_chans
         self.embed_dim = embed_dim
+        self.num_heads = num_heads
         self.num_registers = num_registers
-        self.position_scale = position_scale
-        values = in_chans * patch_size[0] * patch_size[1] * patch_size[2]
-        self.patch_embed = nn.Linear(values, embed_dim)
+        self.positions = positions
+        self.checkpoint_blocks = False
+        self.patch_embed = nn.Linear(in_chans * math.prod(patch_size), embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.registers = nn.Parameter(torch.empty(1, num_registers, embed_dim))
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        if in_chans > 1:
+            self.absent_embed = nn.Parameter(torch.empty(in_chans, embed_dim))
+        if position_grid is not None:
+            self.position_table = nn.Parameter(torch.empty(1, embed_dim, *position_grid))
         self.blocks = build_blocks(
-            depth, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, drop_paths=rates
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            mlp=mlp,
+            layer_scale=layer_scale,
+            drop_paths=calculate_drop_path_rates(drop_path_rate, depth),
         )
         self.norm = LayerNorm(embed_dim)
         self.initialise()
 
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: the class token and the registers."""
+        return 1 + self.num_registers
+
     def initialise(self) -> None:
         """Draw every weight from torch's global generator, as timm does for its ViTs."""
-        initialise_linears(self)
+        initialise_layers(self)
         nn.init.xavier_uniform_(self.patch_embed.weight)
-        trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.registers, std=0.02)
+        for name, parameter in self.named_parameters(recurse=False):
+            assert name in _OWN_PARAMETERS
+            trunc_normal_(parameter, std=0.02)
+
+    def compile_blocks(self) -> None:
+        """Compile each block by itself, in place: names and state stay as they are."""
+        for block in self.blocks:
+            block.compile()
 
     def grid(self, shape: Sequence[int]) -> Shape:
         """Patches per axis of a volume of ``shape`` (D, H, W)."""
         return patch_grid(shape, self.patch_size)
 
-    def tokens(self, volume: Tensor) -> Tensor:
-        """Patch embeddings with their positions: (B, C, D, H, W) to (B, N, E) in raster order."""
+    def forward(
+        self,
+        volume: Tensor,
+        keep: Tensor | None = None,
+        *,
+        spacing_mm: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> VitOutput:
+        """Embed volumes of one shape; the arguments are those of :class:`Crops`."""
+        return self.packed([Crops(volume, spacing_mm, present, keep)])[0]
+
+    def packed(
+        self, crops: Sequence[Crops], *, mask_token: Tensor | None = None
+    ) -> list[VitOutput]:
+        """Embed crops of several shapes in one pass.
+
+        Args:
+            crops: Each with volumes of one shape.
+            mask_token: (1, 1, E), instead of the content of ``hidden`` patches.
+
+        Returns:
+            One output for each of ``crops``: what a pass of its own would give, to rounding.
+
+        Raises:
+            ValueError: A volume that patches do not tile, or with another number of channels.
+        """
+        embedded = [self._embedded(each, mask_token) for each in crops]
+        segments = [
+            self._segment(each, tokens) for each, tokens in zip(crops, embedded, strict=True)
+        ]
+        tokens = torch.cat([each.flatten(0, 1) for each in embedded])
+        for block in self.blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, segments, use_reentrant=False)
+            else:
+                tokens = block(tokens, segments)
+        tokens = self.norm(tokens)
+        parts = tokens.split([each.length for each in segments])
+        outputs = []
+        for part, each in zip(parts, segments, strict=True):
+            part = part.view(each.num_samples, each.num_tokens, -1)
+            outputs.append(VitOutput(part[:, 0], part[:, self.num_prefix :]))
+        return outputs
+
+    def _embedded(self, crops: Crops, mask_token: Tensor | None) -> Tensor:
+        """(B M, 1 + R + K, E): class token, registers and the patches that are seen."""
+        patches = self._patches(crops)
+        if crops.hidden is not None:
+            assert mask_token is not None, "hidden patches need a mask token"
+            patches = torch.where(crops.hidden[..., None], mask_token.to(patches.dtype), patches)
+        added = self._added(self.grid(crops.volume.shape[2:]), device=crops.volume.device)
+        if added is not None:
+            patches = patches + (added if crops.keep is None else added[crops.keep])
+        prefix = torch.cat([self.cls_token, self.registers], dim=1)
+        return torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1)
+
+    def _patches(self, crops: Crops) -> Tensor:
+        """(B M, K, E): the content of the patches that are seen."""
+        volume, present = crops.volume, crops.present
         if volume.shape[1] != self.in_chans:
             raise ValueError(
                 f"the backbone takes {self.in_chans} channels (in_chans), the volume has "
                 f"{volume.shape[1]}"
             )
-        grid = self.grid(volume.shape[2:])
-        positions = sincos_positions(grid, embed_dim=self.embed_dim, device=volume.device)
-        patches = self.patch_embed(patchify(volume, patch_size=self.patch_size))
-        return patches + self.position_scale * positions
+        if self.in_chans > 1:
+            if present is None:
+                present = torch.ones(volume.shape[:2], dtype=torch.bool)
+            present = present.to(volume.device)
+            volume = volume * present[..., None, None, None]
+        patches = patchify(volume, patch_size=self.patch_size)
+        rows = torch.arange(len(volume), device=volume.device)
+        if crops.keep is not None:
+            rows = rows_of(crops.keep, num_samples=len(volume))
+            patches = patches[rows[:, None], crops.keep]
+        tokens: Tensor = self.patch_embed(patches)
+        if self.in_chans > 1 and present is not None:
+            absent = (~present).to(self.absent_embed.dtype) @ self.absent_embed
+            tokens = tokens + absent[rows][:, None]
+        return tokens
 
-    def forward(self, volume: Tensor, keep: Tensor | None = None) -> VitOutput:
-        """Embed a batch of volumes.
+    def _added(self, grid: Shape, *, device: torch.device) -> Tensor | None:
+        """(N, E) positions to add, or None where queries and keys are turned instead."""
+        if self.positions.kind == "sincos":
+            fixed = sincos_positions(grid, embed_dim=self.embed_dim, device=device)
+            return self.positions.scale * fixed
+        if self.positions.kind == "learned":
+            table = self.position_table
+            if table.shape[2:] != grid:
+                table = functional.interpolate(table, grid, mode="trilinear", align_corners=False)
+            return table[0].flatten(1).T
+        return None
 
-        Args:
-            volume: (B, C, D, H, W) in [-1, 1]; D, H and W are multiples of ``patch_size``.
-            keep: (B, K) int64 indices of the patches to see; the others never enter the blocks.
-
-        Raises:
-            ValueError: A volume that patches do not tile.
-        """
-        patches = self.tokens(volume)
-        if keep is not None:
-            patches = patches.take_along_dim(keep[..., None], dim=1)
-        prefix = torch.cat([self.cls_token, self.registers], dim=1)
-        tokens = torch.cat([prefix.expand(len(volume), -1, -1), patches], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = self.norm(tokens)
-        return VitOutput(tokens[:, 0], tokens[:, 1 + self.num_registers :])
+    def _segment(self, crops: Crops, tokens: Tensor) -> Segment:
+        rope = self.positions.rope(
+            self.grid(crops.volume.shape[2:]),
+            head_dim=self.embed_dim // self.num_heads,
+            num_prefix=self.num_prefix,
+            spacing_mm=crops.spacing_mm,
+            keep=crops.keep,
+            device=tokens.device,
+        )
+        return Segment(len(tokens), tokens.shape[1], rope)
 
 
 def build_vit(config: VitConfig) -> Vit3d:
     """A freshly initialised backbone; its weights come from torch's global generator."""
     width, depth, heads = config.resolved
+    positions = PositionScheme(
+        config.position, config.patch_size, config.periods, config.position_scale
+    )
     return Vit3d(
         patch_size=config.patch_size,
         in_chans=config.in_chans,
@@ -177,70 +330,10 @@ def build_vit(config: VitConfig) -> Vit3d:
         depth=depth,
         num_heads=heads,
         mlp_ratio=config.mlp_ratio,
+        mlp=config.mlp,
+        layer_scale=config.layer_scale,
         num_registers=config.num_registers,
         drop_path_rate=config.drop_path_rate,
-        position_scale=config.position_scale,
+        positions=positions,
+        position_grid=config.position_grid,
     )
-
-
-def build_blocks(
-    depth: int, *, embed_dim: int, num_heads: int, mlp_ratio: float, drop_paths: Sequence[float]
-) -> nn.ModuleList:
-    """``depth`` pre-norm transformer blocks, the same for encoders and decoders."""
-    return nn.ModuleList(
-        Block(
-            embed_dim,
-            num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=True,
-            drop_path=drop_paths[index],
-            norm_layer=LayerNorm,
-        )
-        for index in range(depth)
-    )
-
-
-def initialise_linears(module: nn.Module) -> None:
-    """Truncated normal weights (std .02), zero biases, unit norms, in every layer below."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.LayerNorm):
-            layer.reset_parameters()
-
-
-def patch_grid(shape: Sequence[int], patch_size: Sequence[int]) -> Shape:
-    """Patches per axis; a ValueError where the patches do not tile the volume."""
-    if any(size % patch or not size for size, patch in zip(shape, patch_size, strict=True)):
-        raise ValueError(
-            f"a volume of {tuple(shape)} voxels is not a whole number of {tuple(patch_size)} "
-            f"patches; choose a crop_shape that is a multiple of patch_size on every axis"
-        )
-    d, h, w = (size // patch for size, patch in zip(shape, patch_size, strict=True))
-    return d, h, w
-
-
-def patchify(volume: Tensor, *, patch_size: Sequence[int]) -> Tensor:
-    """Cut volumes into patches.
-
-    Args:
-        volume: (B, C, D, H, W); D, H and W are multiples of ``patch_size``.
-        patch_size: Edges of a patch in voxels, (d, h, w).
-
-    Returns:
-        (B, N, P): N patches in (D, H, W) raster order, P = C * d * h * w values each.
-    """
-    patch_grid(volume.shape[2:], patch_size)
-    p, q, r = patch_size
-    pattern = "b c (d p) (h q) (w r) -> b (d h w) (c p q r)"
-    return rearrange(volume, pattern, p=p, q=q, r=r)
-
-
-def unpatchify(patches: Tensor, *, grid: Sequence[int], patch_size: Sequence[int]) -> Tensor:
-    """The inverse of :func:`patchify`: (B, N, P) to (B, C, D, H, W)."""
-    d, h, w = grid
-    p, q, r = patch_size
-    pattern = "b (d h w) (c p q r) -> b c (d p) (h q) (w r)"
-    return rearrange(patches, pattern, d=d, h=h, w=w, p=p, q=q, r=r)

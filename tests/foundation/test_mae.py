@@ -2,16 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.mae import (
-    MaeConfig,
-    build_mae,
-    masked_error,
-    patch_statistics,
-)
+from foundation.mae import MaeConfig, build_mae
+from foundation.mae_loss import AIR_BELOW, masked_error, patch_statistics, voxel_weights
 from foundation.masking import random_mask
+from foundation.patches import patchify
 from foundation.preprocessing import Preprocessing, inside_mask, normalise_batch
-from foundation.vit import VitConfig, build_vit, patchify
+from foundation.vit import VitConfig, build_vit
 from recipes.load import RecipeError, parse
+from shards.scan import MODALITIES
+from shards.streaming.batch import CropBatch
 
 PATCH = (2, 4, 3)
 # A grid of 2 x 3 x 5 patches.
@@ -20,13 +19,24 @@ PREPROCESSING = Preprocessing(crop_shape=SHAPE, window_hu=(-300, 300))
 POSITIONS = [0, 1, 2, 7]
 
 
-def _mae(*, norm_pix_loss: bool = True):
+def _mae(*, vit: dict | None = None, **objective):
     torch.manual_seed(0)
-    config = MaeConfig(
-        norm_pix_loss=norm_pix_loss, decoder_embed_dim=48, decoder_depth=1, decoder_num_heads=2
-    )
-    vit = build_vit(VitConfig(size="toy", patch_size=PATCH, depth=2))
-    return build_mae(config, vit=vit, preprocessing=PREPROCESSING, total_steps=10, seed=3)
+    decoder = {"decoder_embed_dim": 48, "decoder_depth": 1, "decoder_num_heads": 2}
+    config = MaeConfig(**decoder, **objective)
+    backbone = build_vit(VitConfig(size="toy", patch_size=PATCH, depth=2, **(vit or {})))
+    return build_mae(config, vit=backbone, preprocessing=PREPROCESSING, total_steps=10, seed=3)
+
+
+def _two_channels(crop_batch) -> CropBatch:
+    """CT beside MR; the second subject lacks the MR."""
+    one, two = (crop_batch(SHAPE, positions=[first, first + 1]) for first in (0, 7))
+    both = {
+        name: torch.cat([getattr(one, name), getattr(two, name)], dim=1)
+        for name in ("volume", "slope", "intercept", "statistics")
+    }
+    modality = torch.tensor([[MODALITIES.index("CT"), MODALITIES.index("MR")]] * 2)
+    present = torch.tensor([[True, True], [True, False]])
+    return one._replace(**both, modality=modality, present=present)
 
 
 def _reference_loss(volume, prediction, mask, inside, *, norm_pix_loss: bool) -> float:
@@ -60,12 +70,13 @@ def _reference_loss(volume, prediction, mask, inside, *, norm_pix_loss: bool) ->
 def test_the_loss_equals_a_voxelwise_reference(crop_batch, norm_pix_loss: bool) -> None:
     mae = _mae(norm_pix_loss=norm_pix_loss)
     batch = crop_batch(SHAPE, positions=POSITIONS)
-    volume, inside, _ = normalise_batch(batch, preprocessing=PREPROCESSING)
+    view = normalise_batch(batch, preprocessing=PREPROCESSING)
     token_mask = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3)
     with torch.no_grad():
         loss, _ = mae(batch, 0)
-        prediction = mae._predict(volume, token_mask).double().numpy()
-    arguments = (volume.double().numpy(), prediction, token_mask.mask.numpy(), inside.numpy())
+        prediction = mae._predict(view, batch=batch, keep=token_mask.keep).double().numpy()
+    volume, inside = view.volume.double().numpy(), view.inside.numpy()
+    arguments = (volume, prediction, token_mask.mask.numpy(), inside)
     want = _reference_loss(*arguments, norm_pix_loss=norm_pix_loss)
     assert loss.item() == pytest.approx(want, rel=1e-5)
     # The reference notices a swapped axis: it must not agree with one.
@@ -83,7 +94,7 @@ def test_gradient_falls_exactly_on_hidden_voxels_inside_the_scan(crop_batch) -> 
     )
     loss, _ = mae(batch, 0)
     loss.backward()
-    _, inside, _ = normalise_batch(batch, preprocessing=PREPROCESSING)
+    inside = inside_mask(batch.inside, SHAPE)
     mask = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3).mask
     counted = patchify(inside, patch_size=PATCH) & mask[..., None]
     assert counted.any()
@@ -125,16 +136,8 @@ def test_no_gradient_falls_under_the_face(crop_batch) -> None:
 
 
 def test_channels_that_are_absent_are_not_asked_for(crop_batch) -> None:
-    torch.manual_seed(0)
-    config = MaeConfig(decoder_embed_dim=48, decoder_depth=1, decoder_num_heads=2)
-    vit = build_vit(VitConfig(size="toy", patch_size=PATCH, depth=2, in_chans=2))
-    mae = build_mae(config, vit=vit, preprocessing=PREPROCESSING, total_steps=10, seed=3)
-    one, two = (crop_batch(SHAPE, positions=[first, first + 1]) for first in (0, 7))
-    both = {
-        name: torch.cat([getattr(one, name), getattr(two, name)], dim=1)
-        for name in ("volume", "slope", "intercept", "modality", "statistics")
-    }
-    batch = one._replace(**both, present=torch.tensor([[True, True], [True, False]]))
+    mae = _mae(vit={"in_chans": 2})
+    batch = _two_channels(crop_batch)
     seen: list[torch.Tensor] = []
     hook = mae.decoder.register_forward_hook(
         lambda _module, _inputs, output: (output.retain_grad(), seen.append(output))[0]
@@ -169,11 +172,12 @@ def test_statistics_leave_padding_out_and_survive_a_constant_patch() -> None:
 def test_hidden_voxels_never_reach_the_encoder(crop_batch) -> None:
     mae = _mae().eval()
     batch = crop_batch(SHAPE, positions=POSITIONS)
-    volume = normalise_batch(batch, preprocessing=PREPROCESSING).volume
+    view = normalise_batch(batch, preprocessing=PREPROCESSING)
     token_mask = random_mask(torch.tensor(POSITIONS), num_tokens=30, mask_ratio=0.75, seed=3)
-    volume.requires_grad_()
-    mae._predict(volume, token_mask).square().sum().backward()
-    touched = patchify(volume.grad, patch_size=PATCH).abs().sum(-1) > 0
+    view.volume.requires_grad_()
+    mae._predict(view, batch=batch, keep=token_mask.keep).square().sum().backward()
+    assert view.volume.grad is not None
+    touched = patchify(view.volume.grad, patch_size=PATCH).abs().sum(-1) > 0
     assert torch.equal(touched, ~token_mask.mask)
 
 
@@ -212,7 +216,7 @@ def test_a_reconstruction_shows_the_input_where_it_was_visible(crop_batch, norm_
 def test_a_perfect_prediction_reconstructs_the_scan(crop_batch) -> None:
     mae = _mae()
     batch = crop_batch(SHAPE, positions=POSITIONS)
-    volume, inside, _ = normalise_batch(batch, preprocessing=PREPROCESSING)
+    volume, inside = normalise_batch(batch, preprocessing=PREPROCESSING)[:2]
     patches = patchify(volume, patch_size=PATCH)
     mean, std = patch_statistics(patches, counted=patchify(inside, patch_size=PATCH))
     mae.decoder.register_forward_hook(lambda *_: (patches - mean) / std)
@@ -260,3 +264,86 @@ def test_a_crop_that_patches_do_not_tile_is_refused() -> None:
 def test_a_decoder_that_cannot_be_built_is_refused() -> None:
     with pytest.raises(RecipeError, match="decoder_embed_dim must be a multiple of 6"):
         parse({"decoder_embed_dim": 100}, MaeConfig, where="recipe")
+
+
+def test_targets_are_normalised_by_modality_and_channel(crop_batch) -> None:
+    """CT is asked for in its window, the MR beside it patch by patch, by its own statistics."""
+    mae = _mae(vit={"in_chans": 2}, norm_pix_loss=("MR",))
+    batch = _two_channels(crop_batch)
+    view = normalise_batch(batch, preprocessing=PREPROCESSING)
+    ct, mr = (patchify(view.volume[:, c : c + 1], patch_size=PATCH) for c in (0, 1))
+    counted = patchify(view.counted[:, 1:], patch_size=PATCH)
+    mean, std = patch_statistics(mr, counted=counted)
+    perfect = torch.cat([ct, (mr - mean) / std], dim=-1)
+    mae.decoder.register_forward_hook(lambda *_: perfect)
+    assert mae(batch, 0)[0].item() < 1e-10
+    torch.testing.assert_close(
+        mae.reconstruct(batch).reconstruction, view.volume, atol=1e-5, rtol=0
+    )
+
+
+def test_several_masks_of_a_crop_cost_their_mean(crop_batch) -> None:
+    """Two masks of one crop: the mean of the losses under each, and different masks."""
+    mae = _mae(num_masks=2)
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    keep, mask = mae._masks(batch, num_masks=2)
+    assert keep.shape == (8, 8)
+    assert (mask[0::2] != mask[1::2]).any(dim=1).all()
+    view = normalise_batch(batch, preprocessing=PREPROCESSING)
+    patches, counted = (patchify(v, patch_size=PATCH) for v in (view.volume, view.counted))
+    mean, std = patch_statistics(patches, counted=counted)
+    losses = []
+    for draw in (0, 1):
+        one = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3, draw=draw)
+        prediction = mae._predict(view, batch=batch, keep=one.keep)
+        weight = counted & one.mask[..., None]
+        losses.append(masked_error(prediction, target=(patches - mean) / std, weight=weight))
+    torch.testing.assert_close(mae(batch, 0)[0], torch.stack(losses).mean(), rtol=1e-5, atol=0)
+
+
+def test_air_makes_up_no_more_than_its_share() -> None:
+    patches = torch.full((1, 6, 4), -1.0)
+    patches[0, 4:] = 0.3
+    patches[0, 3, 0] = AIR_BELOW + 0.1  # not nothing but air
+    counted = torch.ones(1, 6, 4, dtype=torch.bool)
+    counted[0, 5, 0] = False
+    hidden = torch.tensor([[[True, True, True, False, True, True], [False] * 4 + [True] * 2]])
+    weight = voxel_weights(patches, counted=counted, hidden=hidden, max_air_share=0.25)
+    assert weight[0, 0, :3].sum() / weight[0, 0].sum() == pytest.approx(0.25)
+    assert torch.equal(weight > 0, hidden[..., None] & counted[:, None])
+    assert (weight[0, 1] == (hidden[0, 1][:, None] & counted[0]).float()).all()
+    none = voxel_weights(patches, counted=counted, hidden=hidden, max_air_share=0.0)
+    assert not none[0, 0, :3].any()
+    plenty = voxel_weights(patches, counted=counted, hidden=hidden, max_air_share=0.9)
+    assert torch.equal(plenty, (hidden[..., None] & counted[:, None]).float())
+
+
+@pytest.mark.parametrize("masking", ["random", "block"])
+def test_either_masking_trains_with_positions_in_mm(crop_batch, masking: str) -> None:
+    mae = _mae(vit={"position": "rope_mm"}, masking=masking, channel_drop=0.5)
+    batch = crop_batch(SHAPE, positions=POSITIONS)
+    loss, _ = mae(batch, 0)
+    loss.backward()
+    silent = [name for name, p in mae.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+    stretched = batch._replace(spacing_mm=batch.spacing_mm * torch.tensor([1.0, 4.0, 1.0]))
+    assert mae(stretched, 0)[0] != loss
+
+
+def test_hidden_sequences_are_still_asked_for(crop_batch) -> None:
+    """What the encoder does not get to see of a sequence, the loss goes on asking for."""
+    mae = _mae(vit={"in_chans": 2}, channel_drop=0.99)
+    batch = _two_channels(crop_batch)
+    seen: list[torch.Tensor] = []
+    mae.decoder.register_forward_hook(
+        lambda _module, _inputs, output: (output.retain_grad(), seen.append(output))[0]
+    )
+    mae(batch, 0)[0].backward()
+    hidden = random_mask(batch.position, num_tokens=30, mask_ratio=0.75, seed=3).mask[..., None]
+    wanted = inside_mask(batch.inside, SHAPE) & batch.present[..., None, None, None]
+    assert torch.equal(seen[0].grad != 0, hidden & patchify(wanted, patch_size=PATCH))
+
+
+def test_a_modality_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(RecipeError, match="norm_pix_loss names MRI; modalities are"):
+        parse({"norm_pix_loss": ["MRI"]}, MaeConfig, where="mae")

@@ -104,7 +104,7 @@ def test_a_batch_of_several_extents_comes_out_in_the_models_shape(crop_batch) ->
         masks=face,
     )
     preprocessing = Preprocessing(crop_shape=(3, 4, 5), window_hu=(-300, 300))
-    volume, inside, counted = normalise_batch(batch, preprocessing=preprocessing)
+    volume, inside, counted, spacing_mm = normalise_batch(batch, preprocessing=preprocessing)
     assert volume.shape == inside.shape == counted.shape == (2, 1, 3, 4, 5)
     want = torch.ones(2, 1, 3, 4, 5, dtype=torch.bool)
     want[0, :, 0] = False
@@ -118,15 +118,18 @@ def test_a_batch_of_several_extents_comes_out_in_the_models_shape(crop_batch) ->
         ((batch.volume[1, 0, :3, :8, :5] + 300) / 300 - 1).clamp(-1, 1).numpy(), (3, 4, 5)
     )
     np.testing.assert_allclose(volume[1, 0, :, :, 1:].numpy(), whole[:, :, 1:], atol=1e-5)
+    # Voxels of (3, 1, 1.5) mm: the crops' edges divided by the model's.
+    torch.testing.assert_close(spacing_mm, torch.tensor([[6.0, 2.0, 3.0], [3.0, 2.0, 1.5]]))
 
 
 def test_nothing_is_resized_that_has_the_right_shape(crop_batch) -> None:
     batch = crop_batch((6, 8, 10), positions=[0, 2])
     preprocessing = Preprocessing(crop_shape=(6, 8, 10), window_hu=(-300, 300))
-    volume, inside, counted = normalise_batch(batch, preprocessing=preprocessing)
+    volume, inside, counted, spacing_mm = normalise_batch(batch, preprocessing=preprocessing)
     exact = ((batch.volume.float() + 300) / 300 - 1).clamp(-1, 1)
     torch.testing.assert_close(volume[inside], exact[inside], atol=1e-6, rtol=0)
     assert torch.equal(inside, counted)
+    assert torch.equal(spacing_mm, batch.spacing_mm)
 
 
 def test_a_constant_scan_is_finite_and_air() -> None:
