@@ -1,171 +1,111 @@
 """Views of a crop, made for a whole batch at once on its device.
 
-The numbers that describe a view are drawn on the CPU from the sample's position in the stream; the
-work on voxels, noise included, happens where the volume lies.
+The numbers that describe a view are drawn on the CPU from the sample's position in the stream
+(:func:`draw_view`); the work on voxels, noise included, happens where the volume lies
+(:func:`apply_view`). A view is cut and turned, then degraded as by a scanner (bias field, thick
+slices, blur, noise), then shown as by a reader (window, gamma, contrast, brightness).
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from einops import rearrange, repeat
 from torch import Tensor
-from torch.nn import functional
 
-from foundation.randomness import normal_field, sample_generator
-from recipes.load import Section
+from foundation.augmenting.artefacts import apply_bias_field, blur, cut_out, thicken
+from foundation.augmenting.config import AugmentConfig, CropScale
+from foundation.augmenting.draw import Appearance, ViewParameters, draw_view
+from foundation.augmenting.intensity import add_noise, curve, rewindow, stretch
+from foundation.augmenting.spatial import resample
+from foundation.preprocessing import AIR
 
-Range = tuple[float, float]
-
-
-class CropScale(Section):
-    """How much of the read crop a view shows; in the slice and across slices apart (3DINO)."""
-
-    in_plane: Range = Field(description="share of the area of a slice, H x W")
-    across: Range = Field(description="share of the length across slices, D")
-    aspect: Range = Field(
-        default=(0.75, 4 / 3), description="edge along H by edge along W, as shares"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> "CropScale":
-        for name, (low, high) in (("in_plane", self.in_plane), ("across", self.across)):
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} is a range within (0, 1], got ({low}, {high})")
-        if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"aspect is a range of positive ratios, got {self.aspect}")
-        return self
+__all__ = ["AugmentConfig", "CropScale", "View", "ViewParameters", "apply_view", "draw_view"]
 
 
-class AugmentConfig(Section):
-    """What is done to a view's intensities in [-1, 1], and whether left and right may swap."""
+class View(NamedTuple):
+    """One view of each sample, on the device of the crops."""
 
-    flip_w: float = Field(
-        default=0.0, ge=0, le=1, description="probability; hearts and livers have a side"
-    )
-    gamma: Range = Field(default=(0.7, 1.5), description="exponent on intensities in [0, 1]")
-    contrast: Range = Field(
-        default=(0.8, 1.2), description="factor, about the middle of the window"
-    )
-    brightness: Range = Field(default=(-0.1, 0.1), description="added")
-    noise_std: Range = Field(default=(0.0, 0.1), description="of Gaussian noise")
-
-    @model_validator(mode="after")
-    def _check(self) -> "AugmentConfig":
-        for name in ("gamma", "contrast", "brightness", "noise_std"):
-            low, high = getattr(self, name)
-            if low > high or (low < 0 and name != "brightness"):
-                raise ValueError(f"{name} is a rising range that makes sense, got ({low}, {high})")
-        return self
+    volume: Tensor
+    """(B, C, d, h, w) float32 in [-1, 1]; exactly -1 where not ``inside``"""
+    spacing_mm: Tensor
+    """(B, 3) of its voxels: how large the shown box is, by how many voxels show it"""
+    inside: Tensor
+    """(B, 1, d, h, w) bool, False on padding and outside the crop, where a turned view may look"""
 
 
-class ViewParameters(NamedTuple):
-    """One view of each sample."""
-
-    start: Tensor
-    """(B, 3), first edge of the shown box per axis (D, H, W), as a share of the crop"""
-    extent: Tensor
-    """(B, 3), edges of the box, as shares"""
-    flip_w: Tensor
-    """(B,) bool"""
-    gamma: Tensor
-    """(B,)"""
-    contrast: Tensor
-    """(B,)"""
-    brightness: Tensor
-    """(B,)"""
-    noise_std: Tensor
-    """(B,)"""
-    noise_seed: Tensor
-    """(B,) int64"""
-
-    def to(self, device: torch.device) -> "ViewParameters":
-        """The same view on another device."""
-        return ViewParameters(*(value.to(device) for value in self))
-
-
-def draw_view(
-    positions: Tensor, *, seed: int, view: int, scale: CropScale, augment: AugmentConfig
-) -> ViewParameters:
-    """The numbers of one view, on the CPU.
+@torch.no_grad()
+def apply_view(
+    volume: Tensor,
+    parameters: ViewParameters,
+    *,
+    shape: Sequence[int],
+    spacing_mm: Tensor,
+    inside: Tensor | None = None,
+    present: Tensor | None = None,
+) -> View:
+    """Make one view of each sample; the crops stay as they are.
 
     Args:
-        positions: (B,) int64, each sample's position in the stream.
-        seed: Of the run.
-        view: Which view of the sample; views are independent.
-        scale: How much of the crop it shows.
-        augment: Ranges of the intensity changes.
+        volume: (B, C, D, H, W) float32 in [-1, 1].
+        parameters: From :func:`draw_view`, on the CPU.
+        shape: (d, h, w) of the view.
+        spacing_mm: (B, 3) of the crop's voxels.
+        inside: (B, 1, D, H, W) bool, False on padding, which stays air; None: there is no padding.
+            Beside it a blur, a bias field or thick slices see air.
+        present: (B, C) bool, False for channels that stay air; None: all are there.
     """
-    uniforms, noise_seeds = [], []
-    for position in positions.tolist():
-        generator = sample_generator(seed, position=position, purpose=f"view {view}")
-        uniforms.append(torch.rand(11, generator=generator))
-        noise_seeds.append(torch.randint(2**62, (), generator=generator))
-    draws = torch.stack(uniforms)
-    extent = _extent(draws[:, 0:3], scale)
-    return ViewParameters(
-        start=draws[:, 3:6] * (1 - extent),
-        extent=extent,
-        flip_w=draws[:, 6] < augment.flip_w,
-        gamma=_between(draws[:, 7], augment.gamma),
-        contrast=_between(draws[:, 8], augment.contrast),
-        brightness=_between(draws[:, 9], augment.brightness),
-        noise_std=_between(draws[:, 10], augment.noise_std),
-        noise_seed=torch.stack(noise_seeds),
-    )
+    geometry, appearance = parameters
+    with torch.autocast(volume.device.type, enabled=False):
+        seen = resample(volume, geometry, shape=shape, spacing_mm=spacing_mm, inside=inside)
+        channels = rearrange(seen.volume, "b c d h w -> (b c) d h w")
+        spacing = repeat(seen.spacing_mm, "b mm -> (b c) mm", c=volume.shape[1])
+        per_channel = Appearance(*(value.flatten(0, 1) for value in appearance))
+        channels = _degraded(channels, per_channel, spacing_mm=spacing)
+        channels = _shown(channels, per_channel)
+        made = channels.view_as(seen.volume)
+        if geometry.boxes.any():
+            made = cut_out(made, geometry.boxes.to(volume.device))
+        filled = seen.inside
+        if present is not None:
+            filled = filled & present.to(volume.device)[..., None, None, None]
+        return View(made.masked_fill(~filled, AIR), seen.spacing_mm, seen.inside)
 
 
-def apply_view(volume: Tensor, parameters: ViewParameters, *, shape: Sequence[int]) -> Tensor:
-    """Make one view of each sample: (B, 1, D, H, W) in [-1, 1] to (B, 1, d, h, w) in [-1, 1]."""
-    parameters = parameters.to(volume.device)
-    return jitter(resized_crop(volume, parameters, shape=shape), parameters)
+def _degraded(volume: Tensor, appearance: Appearance, *, spacing_mm: Tensor) -> Tensor:
+    """(N, d, h, w), N channels of samples, as a scanner would have made them; in place."""
+    bias, thickness = appearance.bias, appearance.thickness
+    sigma_mm, std = appearance.blur_mm, appearance.noise_std
+    volume = _changed(volume, bias.any(dim=1), apply_bias_field, bias)
+    for axis in range(3):
+        across = (thickness > 1) & (appearance.thick_axis == axis)
+        volume = _changed(volume, across, partial(thicken, axis=axis), thickness)
+    volume = _changed(volume, sigma_mm > 0, blur, sigma_mm, spacing_mm)
+    return _changed(volume, std > 0, add_noise, std, appearance.noise_seed)
 
 
-def resized_crop(volume: Tensor, parameters: ViewParameters, *, shape: Sequence[int]) -> Tensor:
-    """Cut each sample's box and resample it to ``shape`` (d, h, w), trilinear, flipped or not.
+def _shown(volume: Tensor, appearance: Appearance) -> Tensor:
+    """(N, d, h, w), as a reader would look at them; in place."""
+    window, gamma = appearance.window, appearance.gamma
+    contrast, brightness = appearance.contrast, appearance.brightness
+    narrower = (window != window.new_tensor([-1.0, 1.0])).any(dim=1)
+    volume = _changed(volume, narrower, rewindow, window)
+    volume = _changed(volume, gamma != 1, curve, gamma)
+    return _changed(volume, (contrast != 1) | (brightness != 0), stretch, contrast, brightness)
 
-    Voxels are cells: a box of the whole crop at the crop's own shape changes nothing. Beyond the
-    outermost centres the last value holds.
+
+def _changed(
+    volume: Tensor, concerned: Tensor, change: Callable[..., Tensor], *values: Tensor
+) -> Tensor:
+    """Put the rows that are ``concerned`` (N,) through ``change``, with their ``values``.
+
+    ``concerned`` is on the CPU, so that nothing waits for the device, and what few rows need costs
+    little.
     """
-    # Cells in [-1, 1]: the box's middle, and half its edge.
-    middle = 2 * parameters.start + parameters.extent - 1
-    half_edge = parameters.extent.clone()
-    half_edge[:, 2] *= torch.where(parameters.flip_w, -1.0, 1.0)
-    # grid_sample names the axes in the order W, H, D.
-    theta = torch.cat([torch.diag_embed(half_edge.flip(1)), middle.flip(1)[..., None]], dim=2)
-    size = [len(volume), volume.shape[1], *shape]
-    grid = functional.affine_grid(theta, size, align_corners=False)
-    return functional.grid_sample(volume, grid, padding_mode="border", align_corners=False)
-
-
-def jitter(volume: Tensor, parameters: ViewParameters) -> Tensor:
-    """Gamma, contrast, brightness and noise, each sample by its own numbers, clipped to [-1, 1]."""
-    gamma, contrast, brightness, noise_std = (
-        value[:, None, None, None, None]
-        for value in (
-            parameters.gamma,
-            parameters.contrast,
-            parameters.brightness,
-            parameters.noise_std,
-        )
-    )
-    unit = ((volume + 1) / 2).clamp(0, 1)
-    curved = 2 * unit**gamma - 1
-    noise = normal_field(parameters.noise_seed, num_values=volume[0].numel()).view_as(volume)
-    return (curved * contrast + brightness + noise_std * noise).clamp(-1, 1)
-
-
-def _extent(draws: Tensor, scale: CropScale) -> Tensor:
-    """(B, 3) uniform numbers to the edges (D, H, W) of a box, as shares of the crop."""
-    across = _between(draws[:, 0], scale.across)
-    area = _between(draws[:, 1], scale.in_plane)
-    aspect = _between(draws[:, 2], (math.log(scale.aspect[0]), math.log(scale.aspect[1]))).exp()
-    height = (area * aspect).sqrt().clamp(max=1)
-    width = (area / aspect).sqrt().clamp(max=1)
-    return torch.stack([across, height, width], dim=1)
-
-
-def _between(draws: Tensor, bounds: Range) -> Tensor:
-    low, high = bounds
-    return low + (high - low) * draws
+    rows = concerned.nonzero()[:, 0]
+    if len(rows) == 0:
+        return volume
+    index = rows.to(volume.device)
+    chosen = [value.to(volume.device)[index] for value in values]
+    return volume.index_copy_(0, index, change(volume[index], *chosen))
