@@ -84,13 +84,13 @@ class Backbone(nn.Module):
         target = spacing_mm or self.preprocessing.spacing_mm
         scan = resample(scan, target) if target else scan
         volume, inside = self._volume(scan)
-        spacing_mm = torch.tensor([scan.spacing_mm], device=volume.device)
+        spacing = torch.tensor([scan.spacing_mm], device=volume.device)
         starts = window_starts(volume.shape, self.preprocessing.crop_shape)
         classes, patches, seen = [], [], []
         for first in range(0, len(starts), _WINDOWS_AT_ONCE):
             some = starts[first : first + _WINDOWS_AT_ONCE]
             windows = self._windows(volume, some)
-            output = self.vit(windows, spacing_mm=spacing_mm.expand(len(some), -1))
+            output = self.vit(windows, spacing_mm=spacing.expand(len(some), -1))
             weights = patchify(self._windows(inside, some), patch_size=self.vit.patch_size)
             weight = weights.amax(dim=2)
             classes.append(output.cls_token.double().sum(dim=0))

@@ -1,80 +1,103 @@
-"""Self-distillation without labels (Caron et al. 2021, DINO) in 3D.
+"""Self-distillation in 3D: DINO, iBOT and KoLeo together (Oquab et al. 2023, DINOv2, sec. 4).
 
-A student learns to give each view of a scan the prototypes that a slowly moving teacher gives to
-other views of it.
+A student learns to give each view of a scan, and each patch that it lacks, the prototypes that a
+slowly moving teacher gives to other views and to the whole patches.
 """
 
 import copy
-import math
-import warnings
+from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from pydantic import Field
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from foundation.augment import AugmentConfig, CropScale, apply_view, draw_view
-from foundation.dino_loss import DinoLoss
-from foundation.parameters import ParameterGroup, parameter_groups
-from foundation.preprocessing import Preprocessing, normalise_batch
+from foundation.augment import AugmentConfig, CropScale
+from foundation.branch import Branch, BranchOutput
+from foundation.dino_loss import (
+    Temperatures,
+    ln_k_distance,
+    prototype_use,
+    teacher_entropy,
+    view_cross_entropy,
+)
+from foundation.heads import LAST_LAYER, HeadConfig, build_head
+from foundation.ibot import (
+    HiddenPatches,
+    IbotConfig,
+    PatchHiding,
+    patch_cross_entropy,
+    patch_hiding,
+)
+from foundation.koleo import koleo_loss
+from foundation.monitors import normalised_std
+from foundation.parameters import UNIFORM, LayerRates, ParameterGroup, parameter_groups
+from foundation.preprocessing import Preprocessing
 from foundation.schedule import cosine
-from foundation.vit import Vit3d
+from foundation.targets import Centring, SinkhornKnopp, TargetKind, build_targets
+from foundation.views import NUM_GLOBAL_CROPS, LocalCrops, MultiCrop
+from foundation.vit import Crops, Vit3d
 from recipes.load import Section
 from shards.streaming.batch import CropBatch
 
-NUM_GLOBAL_CROPS = 2
-
-
-class LocalCrops(Section):
-    """The small views, which only the student sees."""
-
-    num_crops: int = Field(default=8, ge=0)
-    shape: tuple[int, int, int] = Field(default=(48, 48, 48), description="voxels (d, h, w)")
-    scale: CropScale = CropScale(in_plane=(0.16, 0.48), across=(0.2, 0.5))
-
-
-class HeadConfig(Section):
-    """The projection to prototypes, thrown away after pretraining."""
-
-    num_prototypes: int = Field(default=16_384, ge=2)
-    hidden_dim: int = Field(default=2048, ge=1)
-    bottleneck_dim: int = Field(default=256, ge=1)
+Targets = Centring | SinkhornKnopp
 
 
 class DinoConfig(Section):
     """The objective. Its two global crops have the size of the recipe's ``crop_shape``."""
 
+    weight: float = Field(default=1.0, gt=0, description="of the loss on class tokens")
+    ibot: IbotConfig | None = Field(default=IbotConfig(), description="null: no hidden patches")
+    koleo_weight: float = Field(default=0.1, ge=0, description="0: no spreading of features")
     global_scale: CropScale = CropScale(in_plane=(0.48, 1.0), across=(0.5, 1.0))
     local_crops: LocalCrops = LocalCrops()
     augment: AugmentConfig = AugmentConfig()
+    channel_drop: float = Field(
+        default=0.0, ge=0, lt=1, description="probability that a view lacks a channel"
+    )
     head: HeadConfig = HeadConfig()
+    targets: TargetKind = "sinkhorn"
+    center_momentum: float = Field(
+        default=0.9, ge=0, le=1, description="of targets: centring; 1 never moves the centre"
+    )
     student_temp: float = Field(default=0.1, gt=0)
     warmup_teacher_temp: float = Field(default=0.04, gt=0)
     teacher_temp: float = Field(default=0.04, gt=0, description="up to 0.07 after a warm-up")
     warmup_teacher_temp_steps: int = Field(default=0, ge=0)
-    momentum_teacher: float = Field(default=0.994, ge=0, le=1, description="rises to 1 by a cosine")
-    center_momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum_teacher: float = Field(default=0.994, ge=0, le=1)
+    momentum_teacher_end: float = Field(default=1.0, ge=0, le=1, description="by half a cosine")
     freeze_last_layer_steps: int = Field(default=0, ge=0)
 
+    @property
+    def hiding(self) -> IbotConfig | None:
+        """``ibot`` where it has any weight."""
+        return self.ibot if self.ibot is not None and self.ibot.weight > 0 else None
 
-class Branch(nn.Module):
-    """A backbone with its projection head; the student is one, the teacher another."""
 
-    def __init__(self, backbone: Vit3d, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
+class Shares(NamedTuple):
+    """The teacher's targets, float32."""
 
-    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, D, H, W) to the class token (B, E) and the prototype logits (B, K)."""
-        cls_token = self.backbone(volume).cls_token
-        return cls_token, self.head(cls_token)
+    cls_token: Tensor
+    """(G, B, K) of the G global crops"""
+    patches: Tensor | None
+    """(M, K) of the hidden patches"""
+
+
+class Weights(NamedTuple):
+    """Of the losses on class tokens, on hidden patches and on the spread of features."""
+
+    cls_token: float
+    patches: float
+    koleo: float
 
 
 class Dino(nn.Module):
-    """Student and teacher, their views, and the loss.
+    """Student and teacher, their views, and the losses.
 
-    The teacher and the loss's centre are part of ``state_dict``. They move in :meth:`after_update`
+    The teacher and the centres are part of ``state_dict``. They move in :meth:`after_update`
     alone, so an update that was skipped (not finite on some rank) leaves them as they were.
+    Without ``hiding`` there are no ``patch_targets``.
     """
 
     def __init__(
@@ -82,31 +105,32 @@ class Dino(nn.Module):
         student: Branch,
         *,
         teacher: Branch,
-        loss: DinoLoss,
-        preprocessing: Preprocessing,
-        global_scale: CropScale,
-        local_crops: LocalCrops,
-        augment: AugmentConfig,
-        momentum_teacher: float,
+        targets: Targets,
+        patch_targets: Targets | None,
+        views: MultiCrop,
+        hiding: PatchHiding | None,
+        weights: Weights,
+        temperatures: Temperatures,
+        momentum_teacher: tuple[float, float],
         freeze_last_layer_steps: int,
         total_steps: int,
-        seed: int,
     ) -> None:
         super().__init__()
-        for shape in (preprocessing.crop_shape, local_crops.shape):
+        for shape in (views.preprocessing.crop_shape, views.local_crops.shape):
             student.backbone.grid(shape)
         self.student = student
         self.teacher = teacher.requires_grad_(False)
-        self.teacher.load_state_dict(student.state_dict())
-        self.loss = loss
-        self.preprocessing = preprocessing
-        self.global_scale = global_scale
-        self.local_crops = local_crops
-        self.augment = augment
+        weights_of_student = student.state_dict()
+        teacher.load_state_dict({name: weights_of_student[name] for name in teacher.state_dict()})
+        self.targets = targets
+        self.patch_targets = patch_targets
+        self.views = views
+        self.hiding = hiding
+        self.weights = weights
+        self.temperatures = temperatures
         self.momentum_teacher = momentum_teacher
         self.freeze_last_layer_steps = freeze_last_layer_steps
         self.total_steps = total_steps
-        self.seed = seed
         self.train()
 
     @property
@@ -121,104 +145,157 @@ class Dino(nn.Module):
         return self
 
     def forward(self, batch: CropBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy between the teacher's and the student's prototypes over pairs of views."""
-        global_crops, local_crops = self._views(batch)
-        size = len(batch.volume)
-        with torch.no_grad():
-            teacher = list(self.teacher(global_crops)[1].split(size))
-        # Crops of one size go through the student together: one call per size.
-        cls_token, logits = self.student(global_crops)
-        student = list(logits.split(size))
-        if local_crops is not None:
-            student += self.student(local_crops)[1].split(size)
-        loss = self.loss(teacher, student, step=step)
-        metrics = {
-            "loss": loss.detach(),
-            "teacher_entropy": self.loss.teacher_entropy(teacher, step=step),
-            "student_std": normalised_std(cls_token.detach().float()),
-        }
-        return loss, metrics
+        """The weighed sum of the losses of a micro batch; the student runs once."""
+        crops = self.views(batch)
+        hidden = None
+        if self.hiding is not None:
+            hidden = self.hiding(batch.position, num_views=NUM_GLOBAL_CROPS)
+            hidden = hidden.to(batch.volume.device)
+        shares = self._shares(crops[0], hidden=hidden, step=step)
+        if hidden is not None:
+            crops[0] = crops[0]._replace(hidden=hidden.hidden)
+        student = self.student(crops, None if hidden is None else hidden.rows)
+        losses = self._losses(student, shares=shares, hidden=hidden, subject=batch.subject)
+        loss = torch.stack([getattr(self.weights, name) * losses[name] for name in losses]).sum()
+        return loss, {"loss": loss.detach(), **self._metrics(losses, student, shares.cls_token)}
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """Move the teacher towards the student, and the centre towards this update's logits."""
-        momentum = cosine(step, total=self.total_steps, start=self.momentum_teacher, end=1.0)
+        """Move the teacher towards the student, and centres towards this update's logits."""
+        start, end = self.momentum_teacher
+        momentum = cosine(step, total=self.total_steps, start=start, end=end)
+        student = dict(self.student.named_parameters())
         teacher: list[Tensor] = list(self.teacher.parameters())
-        student: list[Tensor] = list(self.student.parameters())
-        torch._foreach_lerp_(teacher, student, 1 - momentum)
-        self.loss.update_center()
+        towards: list[Tensor] = [student[name] for name, _ in self.teacher.named_parameters()]
+        torch._foreach_lerp_(teacher, towards, 1 - momentum)
+        self.targets.after_update()
+        if self.patch_targets is not None:
+            self.patch_targets.after_update()
 
-    def param_groups(self, weight_decay: float) -> list[ParameterGroup]:
-        """The student's parameters; its last layer is a group of its own."""
+    def param_groups(
+        self, weight_decay: float, *, rates: LayerRates = UNIFORM
+    ) -> list[ParameterGroup]:
+        """The student's parameters; the last layer of each head is a group of its own."""
+        names = dict(self.named_parameters())
+        last = {f"student.{head}.{LAST_LAYER}" for head in ("head", "patch_head")} & set(names)
         return parameter_groups(
-            self, weight_decay=weight_decay, last_layer={"student.head.last_layer.weight_v"}
+            self,
+            weight_decay=weight_decay,
+            rates=rates,
+            backbone=self.student.backbone,
+            last_layer=last,
         )
 
-    def _views(self, batch: CropBatch) -> tuple[Tensor, Tensor | None]:
-        """Global crops (2 B, C, D, H, W) and local crops (n B, C, d, h, w), view by view."""
-        volume = normalise_batch(batch, preprocessing=self.preprocessing).volume
-        shape, local = self.preprocessing.crop_shape, self.local_crops
-        plan = [(self.global_scale, shape)] * NUM_GLOBAL_CROPS
-        plan += [(local.scale, local.shape)] * local.num_crops
-        views = []
-        for index, (scale, view_shape) in enumerate(plan):
-            parameters = draw_view(
-                batch.position, seed=self.seed, view=index, scale=scale, augment=self.augment
+    @torch.no_grad()
+    def _shares(self, crops: Crops, *, hidden: HiddenPatches | None, step: int) -> Shares:
+        """The teacher's targets: it sees the global crops whole."""
+        seen: BranchOutput = self.teacher([crops], None if hidden is None else hidden.rows)
+        temp = self.temperatures.teacher_at(step)
+        shares = self.targets(seen.logits, temp=temp, step=step)
+        patches = None
+        if self.patch_targets is not None:
+            patches = self.patch_targets(seen.patch_logits, temp=temp, step=step)
+        return Shares(rearrange(shares, "(g b) k -> g b k", g=NUM_GLOBAL_CROPS), patches)
+
+    def _losses(
+        self,
+        student: BranchOutput,
+        *,
+        shares: Shares,
+        hidden: HiddenPatches | None,
+        subject: Tensor,
+    ) -> dict[str, Tensor]:
+        """By the names of :class:`Weights`, those that count."""
+        size, temp = len(subject), self.temperatures.student
+        logits = rearrange(student.logits, "(v b) k -> v b k", b=size)
+        losses = {
+            "cls_token": view_cross_entropy(shares.cls_token, logits, student_temp=temp),
+        }
+        if hidden is not None and shares.patches is not None and student.patch_logits is not None:
+            losses["patches"] = patch_cross_entropy(
+                shares.patches,
+                student.patch_logits,
+                weight=hidden.weight,
+                num_crops=hidden.num_crops,
+                student_temp=temp,
             )
-            views.append(apply_view(volume, parameters, shape=view_shape))
-        global_crops, local_crops = views[:NUM_GLOBAL_CROPS], views[NUM_GLOBAL_CROPS:]
-        return torch.cat(global_crops), torch.cat(local_crops) if local_crops else None
+        if self.weights.koleo:
+            # As in the authors' code: view by view, and the sum of both.
+            views = student.cls_token.split(size)[:NUM_GLOBAL_CROPS]
+            subject = subject.to(student.cls_token.device)
+            each = [koleo_loss(view, subject=subject) for view in views]
+            losses["koleo"] = torch.stack(each).sum()
+        return losses
+
+    @torch.no_grad()
+    def _metrics(
+        self, losses: dict[str, Tensor], student: BranchOutput, shares: Tensor
+    ) -> dict[str, Tensor]:
+        num_global = shares.shape[0] * shares.shape[1]
+        parts = {f"loss_{name}": loss.detach() for name, loss in losses.items()}
+        return parts | {
+            "teacher_entropy": teacher_entropy(shares),
+            "ln_k_distance": ln_k_distance(parts["loss_cls_token"], num_prototypes=shares.shape[2]),
+            "prototype_use": prototype_use(shares),
+            "student_std": normalised_std(student.cls_token[:num_global].detach()),
+        }
 
 
-def normalised_std(features: Tensor) -> Tensor:
-    """Spread of unit-length features (B, E) over the batch, times sqrt(E).
-
-    About 1 where directions are all over the sphere; towards 0 is collapse (Chen & He 2021,
-    sec. 4.1).
-    """
-    unit = nn.functional.normalize(features, dim=-1)
-    return unit.std(dim=0, unbiased=False).mean() * math.sqrt(features.shape[-1])
-
-
-def _build_head(embed_dim: int, config: HeadConfig) -> nn.Module:
-    """Three layers, unit length, and prototypes of fixed norm."""
-    from lightly.models.modules.heads import DINOProjectionHead
-
-    with warnings.catch_warnings():
-        # Lightly uses torch's older weight norm, whose parameters are plain weight_g and weight_v.
-        warnings.simplefilter("ignore", FutureWarning)
-        head: nn.Module = DINOProjectionHead(
-            input_dim=embed_dim,
-            hidden_dim=config.hidden_dim,
-            bottleneck_dim=config.bottleneck_dim,
-            output_dim=config.num_prototypes,
-            norm_last_layer=True,
-        )
-    return head
+def _branch(config: DinoConfig, vit: Vit3d, *, is_student: bool) -> Branch:
+    hiding = config.hiding
+    patch_head, mask_token = None, None
+    head = build_head(config.head, embed_dim=vit.embed_dim)
+    if hiding is not None and hiding.separate_head:
+        patch_head = build_head(config.head, embed_dim=vit.embed_dim)
+    if hiding is not None and is_student:
+        mask_token = nn.Parameter(torch.empty(1, 1, vit.embed_dim))
+        trunc_normal_(mask_token, std=0.02)
+    return Branch(vit, head, patch_head=patch_head, mask_token=mask_token)
 
 
 def build_dino(
     config: DinoConfig, *, vit: Vit3d, preprocessing: Preprocessing, total_steps: int, seed: int
 ) -> Dino:
-    """DINO with ``vit`` as the student's backbone; head weights come from the global generator."""
-    loss = DinoLoss(
-        num_prototypes=config.head.num_prototypes,
-        student_temp=config.student_temp,
-        teacher_temp=config.teacher_temp,
-        warmup_teacher_temp=config.warmup_teacher_temp,
-        warmup_teacher_temp_steps=config.warmup_teacher_temp_steps,
-        center_momentum=config.center_momentum,
-    )
+    """DINO with ``vit`` as the student's backbone; head weights come from the global generator.
+
+    Raises:
+        ValueError: Crops that patches do not tile, or channels to drop where there is but one.
+    """
+    if config.channel_drop and vit.in_chans == 1:
+        raise ValueError(
+            "dino.channel_drop needs several channels, the backbone takes 1 (in_chans)"
+        )
+    hiding, num_prototypes = config.hiding, config.head.num_prototypes
+
+    def targets() -> Targets:
+        return build_targets(
+            config.targets, num_prototypes=num_prototypes, center_momentum=config.center_momentum
+        )
+
     return Dino(
-        Branch(vit, _build_head(vit.embed_dim, config.head)),
-        teacher=Branch(copy.deepcopy(vit), _build_head(vit.embed_dim, config.head)),
-        loss=loss,
-        preprocessing=preprocessing,
-        global_scale=config.global_scale,
-        local_crops=config.local_crops,
-        augment=config.augment,
-        momentum_teacher=config.momentum_teacher,
+        _branch(config, vit, is_student=True),
+        teacher=_branch(config, copy.deepcopy(vit), is_student=False),
+        targets=targets(),
+        patch_targets=None if hiding is None else targets(),
+        views=MultiCrop(
+            preprocessing=preprocessing,
+            global_scale=config.global_scale,
+            local_crops=config.local_crops,
+            augment=config.augment,
+            channel_drop=config.channel_drop,
+            seed=seed,
+        ),
+        hiding=None
+        if hiding is None
+        else patch_hiding(hiding, grid=vit.grid(preprocessing.crop_shape), seed=seed),
+        weights=Weights(config.weight, hiding.weight if hiding else 0.0, config.koleo_weight),
+        temperatures=Temperatures(
+            student=config.student_temp,
+            teacher=config.teacher_temp,
+            warmup_teacher=config.warmup_teacher_temp,
+            warmup_teacher_steps=config.warmup_teacher_temp_steps,
+        ),
+        momentum_teacher=(config.momentum_teacher, config.momentum_teacher_end),
         freeze_last_layer_steps=config.freeze_last_layer_steps,
         total_steps=total_steps,
-        seed=seed,
     )

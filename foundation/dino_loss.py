@@ -1,93 +1,67 @@
-"""DINO's loss (Caron et al. 2021, eq. 1) with a centre that moves once per applied update."""
+"""DINO's loss (Caron et al. 2021, eq. 1) on class tokens, and what it tells of collapse."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foundation.schedule import linear
 
 
-class DinoLoss(nn.Module):
-    """Cross-entropy of the student's prototypes with the teacher's, centred and sharpened.
+class Temperatures(NamedTuple):
+    """Of the two softmaxes; the teacher's is lower, which sharpens its targets."""
 
-    Lightly's loss does the arithmetic and averages the centre over ranks. It also moves the centre
-    in every forward, even for an update that is then skipped; here the centre waits for
-    :meth:`update_center`, and takes the mean over the micro batches of the update.
-    """
+    student: float
+    teacher: float
+    warmup_teacher: float
+    warmup_teacher_steps: int
 
-    _lightly: Any
-
-    def __init__(
-        self,
-        *,
-        num_prototypes: int,
-        student_temp: float,
-        teacher_temp: float,
-        warmup_teacher_temp: float,
-        warmup_teacher_temp_steps: int,
-        center_momentum: float,
-    ) -> None:
-        from lightly.loss.dino_loss import DINOLoss
-
-        super().__init__()
-        self.final_teacher_temp = teacher_temp
-        self.warmup_teacher_temp = warmup_teacher_temp
-        self.warmup_teacher_temp_steps = warmup_teacher_temp_steps
-        self._lightly = DINOLoss(
-            output_dim=num_prototypes, student_temp=student_temp, center_momentum=center_momentum
-        )
-        self._pending: list[Tensor] = []
-        self._pending_step = -1
-
-    @property
-    def center(self) -> Tensor:
-        """(1, 1, K), part of ``state_dict``."""
-        center: Tensor = self._lightly.center
-        return center
-
-    def teacher_temp(self, step: int) -> float:
-        """Rises linearly, then stays."""
+    def teacher_at(self, step: int) -> float:
+        """Rises linearly from ``warmup_teacher``, then stays."""
         return linear(
-            step,
-            total=self.warmup_teacher_temp_steps,
-            start=self.warmup_teacher_temp,
-            end=self.final_teacher_temp,
+            step, total=self.warmup_teacher_steps, start=self.warmup_teacher, end=self.teacher
         )
 
-    def forward(self, teacher: list[Tensor], student: list[Tensor], *, step: int) -> Tensor:
-        """The mean over pairs of views of one scan, a view never with itself.
 
-        Args:
-            teacher: (B, K) logits of each global crop.
-            student: (B, K) logits of each crop, the global crops first and in the same order.
-            step: Updates done so far; the same for all micro batches of an update.
-        """
-        before = self.center.detach()
-        # In float32 whatever the model computes in: the temperatures magnify rounding.
-        with torch.autocast(before.device.type, enabled=False):
-            loss: Tensor = self._lightly(
-                [logits.float() for logits in teacher],
-                [logits.float() for logits in student],
-                teacher_temp=self.teacher_temp(step),
-            )
-        if step != self._pending_step:  # what a skipped update left behind
-            self._pending, self._pending_step = [], step
-        self._pending.append(self.center.detach())
-        self.center.data = before
-        return loss
+def view_cross_entropy(shares: Tensor, student: Tensor, *, student_temp: float) -> Tensor:
+    """The mean over pairs of views of one scan, a view never with itself.
 
-    @torch.no_grad()
-    def update_center(self) -> None:
-        """Take the centre that the micro batches of this update ask for (eq. 4)."""
-        self.center.copy_(torch.stack(self._pending).mean(dim=0))
-        self._pending = []
+    Every rank holds as many scans, so the mean over ranks is the loss of the joined batch.
 
-    @torch.no_grad()
-    def teacher_entropy(self, teacher: list[Tensor], *, step: int) -> Tensor:
-        """Mean entropy of the teacher's outputs over ln K: 1 is uniform, 0 one prototype each."""
-        logits = torch.cat(teacher).float()
-        log_share = ((logits - self.center[0]) / self.teacher_temp(step)).log_softmax(dim=-1)
-        entropy = -(log_share.exp() * log_share).sum(dim=-1).mean()
-        return entropy / math.log(logits.shape[-1])
+    Args:
+        shares: (G, B, K) float32, the teacher's targets for each global crop.
+        student: (V, B, K) logits of each crop, the G global crops first and in the same order.
+        student_temp: Of the student.
+    """
+    # In float32 whatever the model computes in: the temperatures magnify rounding.
+    with torch.autocast(student.device.type, enabled=False):
+        log_shares = (student.float() / student_temp).log_softmax(dim=-1)
+        pairs = -torch.einsum("gbk,vbk->gv", shares, log_shares) / shares.shape[1]
+        same = pairs[:, : len(shares)].diagonal()
+        return (pairs.sum() - same.sum()) / (pairs.numel() - len(shares))
+
+
+def teacher_entropy(shares: Tensor) -> Tensor:
+    """Mean entropy of shares (..., K) over ln K: 1 is uniform, 0 one prototype each."""
+    entropy = torch.special.entr(shares).sum(dim=-1).mean()
+    return entropy / math.log(shares.shape[-1])
+
+
+def ln_k_distance(loss: Tensor, *, num_prototypes: int) -> Tensor:
+    """How far a cross-entropy is below ln K, as a share of it: 0 is uniform collapse."""
+    return 1 - loss / math.log(num_prototypes)
+
+
+def prototype_use(shares: Tensor) -> Tensor:
+    """Prototypes that some scan of a view prefers, as a share of those that could be.
+
+    Args:
+        shares: (G, B, K); a scan's G views are to share a prototype, so each view counts alone.
+
+    Returns:
+        The mean over views, in (0, 1]: 1 where B scans prefer min(B, K) prototypes.
+    """
+    best = shares.argmax(dim=-1).sort(dim=-1).values
+    used = 1 + (best[:, 1:] != best[:, :-1]).sum(dim=-1)
+    return used.float().mean() / min(shares.shape[1:])

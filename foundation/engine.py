@@ -39,7 +39,7 @@ class EngineError(ValueError):
     """An engine that must not be started; the message says why."""
 
 
-def check_engine(config: DeepSpeedConfig, *, method: str, has_gpu: bool) -> None:
+def check_engine(config: DeepSpeedConfig, *, has_gpu: bool) -> None:
     """Refuse, before anything heavy is built, what is known to be wrong or cannot work.
 
     Raises:
@@ -49,12 +49,6 @@ def check_engine(config: DeepSpeedConfig, *, method: str, has_gpu: bool) -> None
         raise EngineError(
             "deepspeed.stage: 3 is not supported: it splits parameters, which the teacher and the "
             "export need whole, and pays only from about 2 billion parameters; use 0, 1 or 2"
-        )
-    if method == "dino" and config.stage == 2 and config.precision == "bf16":
-        raise EngineError(
-            "deepspeed.stage: 2 with bf16 is not supported for dino: its student runs twice a "
-            "step, for which ZeRO-2 in bf16 has computed wrong gradients on several ranks "
-            "(DeepSpeed #8224); use stage 0 or 1"
         )
     if not has_gpu and not _has_compiler():
         raise EngineError(

@@ -10,7 +10,7 @@ from foundation.channels import drop_channels
 from foundation.decoder import Decoder
 from foundation.mae_loss import masked_error, targets_of, voxel_weights
 from foundation.masking import TokenMask, block_mask, random_mask
-from foundation.parameters import ParameterGroup, parameter_groups
+from foundation.parameters import UNIFORM, LayerRates, ParameterGroup, parameter_groups
 from foundation.patches import patchify, unpatchify
 from foundation.preprocessing import NormalisedBatch, Preprocessing, normalise_batch
 from foundation.vit import Vit3d
@@ -134,9 +134,13 @@ class Mae(nn.Module):
     def after_update(self, step: int) -> None:
         """Nothing moves beside the weights."""
 
-    def param_groups(self, weight_decay: float) -> list[ParameterGroup]:
+    def param_groups(
+        self, weight_decay: float, *, rates: LayerRates = UNIFORM
+    ) -> list[ParameterGroup]:
         """Every trainable parameter, for the optimiser."""
-        return parameter_groups(self, weight_decay=weight_decay)
+        return parameter_groups(
+            self, weight_decay=weight_decay, rates=rates, backbone=self.backbone
+        )
 
     @torch.no_grad()
     def reconstruct(self, batch: CropBatch) -> Reconstruction:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foundation.dino import DinoConfig, build_dino
 from foundation.mae import MaeConfig, build_mae
-from foundation.parameters import ParameterGroup
+from foundation.parameters import UNIFORM, LayerRates, ParameterGroup
 from foundation.preprocessing import Preprocessing
 from foundation.vit import Vit3d
 from recipes.load import Section
@@ -36,7 +36,9 @@ class Method(Protocol):
     def after_update(self, step: int) -> None:
         """Called once after each update that was applied, not after a skipped one."""
 
-    def param_groups(self, weight_decay: float) -> list[ParameterGroup]:
+    def param_groups(
+        self, weight_decay: float, *, rates: LayerRates = UNIFORM
+    ) -> list[ParameterGroup]:
         """Every trainable parameter, once; a weight decay of 0 stays 0."""
 
 

@@ -1,27 +1,41 @@
 """AdamW's settings in a recipe, and their values at each update."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from foundation.parameters import LayerRates
 from foundation.schedule import cosine
 from recipes.load import Section
 
-_BASE_BATCH = 256
+_BASE_BATCH = {"linear": 256, "sqrt": 1024}
 
 
 class OptimiserConfig(Section):
     """AdamW with a linear warm-up and a cosine to ``min_lr``; weight decay may move as well."""
 
     lr: float | None = Field(default=None, gt=0)
-    base_lr: float | None = Field(default=None, gt=0, description="of 256 scans; scales")
+    base_lr: float | None = Field(default=None, gt=0, description="of the batch of lr_scaling")
+    lr_scaling: Literal["linear", "sqrt"] = Field(
+        default="linear", description="of base_lr: by batch / 256, or by sqrt(batch / 1024)"
+    )
     min_lr: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     weight_decay_end: float | None = Field(default=None, ge=0, description="null: no change")
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    layer_decay: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="factor of the learning rate from a block to the one below",
+    )
+    patch_embed_scale: float = Field(
+        default=1.0, gt=0, le=1, description="share of it for the projection of patches, beside"
+    )
 
     @model_validator(mode="after")
     def _one_lr(self) -> "OptimiserConfig":
@@ -34,7 +48,13 @@ class OptimiserConfig(Section):
         if self.lr is not None:
             return self.lr
         assert self.base_lr is not None
-        return self.base_lr * global_batch / _BASE_BATCH
+        ratio = global_batch / _BASE_BATCH[self.lr_scaling]
+        return self.base_lr * (math.sqrt(ratio) if self.lr_scaling == "sqrt" else ratio)
+
+    @property
+    def rates(self) -> LayerRates:
+        """Of the backbone's layers."""
+        return LayerRates(self.layer_decay or 1.0, self.patch_embed_scale)
 
     def lr_at(self, step: int, *, total: int, global_batch: int) -> float:
         """The learning rate of update ``step``, from 0."""
@@ -54,11 +74,12 @@ def set_groups(
 
     Args:
         groups: Made by ``parameter_groups``.
-        lr: For every group.
+        lr: Of which each group has its ``lr_scale``.
         weight_decay: For the groups that have any.
         freeze_last_layer: Hold the last layer by a learning rate of 0.
     """
     for group in groups:
-        group["lr"] = 0.0 if freeze_last_layer and group["last_layer"] else lr
+        held = freeze_last_layer and group["last_layer"]
+        group["lr"] = 0.0 if held else lr * group["lr_scale"]
         if group["name"] != "no_decay":
             group["weight_decay"] = weight_decay

@@ -204,10 +204,10 @@ class Vit3d(nn.Module):
             assert name in _OWN_PARAMETERS
             trunc_normal_(parameter, std=0.02)
 
-    def compile_blocks(self) -> None:
-        """Compile each block by itself, in place: names and state stay as they are."""
+    def compile_blocks(self, *, backend: str = "inductor") -> None:
+        """Compile each block by itself and whole, in place: names and state stay as they are."""
         for block in self.blocks:
-            block.compile()
+            block.compile(fullgraph=True, backend=backend)
 
     def grid(self, shape: Sequence[int]) -> Shape:
         """Patches per axis of a volume of ``shape`` (D, H, W)."""
@@ -239,7 +239,11 @@ class Vit3d(nn.Module):
         Raises:
             ValueError: A volume that patches do not tile, or with another number of channels.
         """
-        embedded = [self._embedded(each, mask_token) for each in crops]
+        contents = self._contents(crops)
+        embedded = [
+            self._embedded(each, content, mask_token)
+            for each, content in zip(crops, contents, strict=True)
+        ]
         segments = [
             self._segment(each, tokens) for each, tokens in zip(crops, embedded, strict=True)
         ]
@@ -257,41 +261,48 @@ class Vit3d(nn.Module):
             outputs.append(VitOutput(part[:, 0], part[:, self.num_prefix :]))
         return outputs
 
-    def _embedded(self, crops: Crops, mask_token: Tensor | None) -> Tensor:
-        """(B M, 1 + R + K, E): class token, registers and the patches that are seen."""
-        patches = self._patches(crops)
-        if crops.hidden is not None:
-            assert mask_token is not None, "hidden patches need a mask token"
-            patches = torch.where(crops.hidden[..., None], mask_token.to(patches.dtype), patches)
-        added = self._added(self.grid(crops.volume.shape[2:]), device=crops.volume.device)
-        if added is not None:
-            patches = patches + (added if crops.keep is None else added[crops.keep])
-        prefix = torch.cat([self.cls_token, self.registers], dim=1)
-        return torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1)
+    def _contents(self, crops: Sequence[Crops]) -> list[Tensor]:
+        """(B M, K, E) for each: what is in the patches that are seen, by one call of the layer."""
+        patches = [self._seen(each) for each in crops]
+        flat = self.patch_embed(torch.cat([each.flatten(0, 1) for each in patches]))
+        parts = flat.split([each.shape[0] * each.shape[1] for each in patches])
+        return [part.view(*each.shape[:2], -1) for part, each in zip(parts, patches, strict=True)]
 
-    def _patches(self, crops: Crops) -> Tensor:
-        """(B M, K, E): the content of the patches that are seen."""
-        volume, present = crops.volume, crops.present
+    def _seen(self, crops: Crops) -> Tensor:
+        """(B M, K, P): the values of the patches that are seen, 0 in absent channels."""
+        volume = crops.volume
         if volume.shape[1] != self.in_chans:
             raise ValueError(
                 f"the backbone takes {self.in_chans} channels (in_chans), the volume has "
                 f"{volume.shape[1]}"
             )
         if self.in_chans > 1:
-            if present is None:
-                present = torch.ones(volume.shape[:2], dtype=torch.bool)
-            present = present.to(volume.device)
-            volume = volume * present[..., None, None, None]
+            volume = volume * self._present(crops)[..., None, None, None]
         patches = patchify(volume, patch_size=self.patch_size)
-        rows = torch.arange(len(volume), device=volume.device)
-        if crops.keep is not None:
-            rows = rows_of(crops.keep, num_samples=len(volume))
-            patches = patches[rows[:, None], crops.keep]
-        tokens: Tensor = self.patch_embed(patches)
-        if self.in_chans > 1 and present is not None:
-            absent = (~present).to(self.absent_embed.dtype) @ self.absent_embed
-            tokens = tokens + absent[rows][:, None]
-        return tokens
+        if crops.keep is None:
+            return patches
+        return patches[rows_of(crops.keep, num_samples=len(volume))[:, None], crops.keep]
+
+    def _embedded(self, crops: Crops, content: Tensor, mask_token: Tensor | None) -> Tensor:
+        """(B M, 1 + R + K, E): class token, registers, and patches with their places."""
+        if self.in_chans > 1:
+            absent = (~self._present(crops)).to(self.absent_embed.dtype) @ self.absent_embed
+            copies = len(content) // len(absent)
+            content = content + absent.repeat_interleave(copies, dim=0)[:, None]
+        if crops.hidden is not None:
+            assert mask_token is not None, "hidden patches need a mask token"
+            content = torch.where(crops.hidden[..., None], mask_token.to(content.dtype), content)
+        added = self._added(self.grid(crops.volume.shape[2:]), device=content.device)
+        if added is not None:
+            content = content + (added if crops.keep is None else added[crops.keep])
+        prefix = torch.cat([self.cls_token, self.registers], dim=1)
+        return torch.cat([prefix.expand(len(content), -1, -1), content], dim=1)
+
+    def _present(self, crops: Crops) -> Tensor:
+        """(B, C) bool on the volume's device."""
+        if crops.present is None:
+            return crops.volume.new_ones(crops.volume.shape[:2], dtype=torch.bool)
+        return crops.present.to(crops.volume.device)
 
     def _added(self, grid: Shape, *, device: torch.device) -> Tensor | None:
         """(N, E) positions to add, or None where queries and keys are turned instead."""
@@ -299,7 +310,7 @@ class Vit3d(nn.Module):
             fixed = sincos_positions(grid, embed_dim=self.embed_dim, device=device)
             return self.positions.scale * fixed
         if self.positions.kind == "learned":
-            table = self.position_table
+            table: Tensor = self.position_table
             if table.shape[2:] != grid:
                 table = functional.interpolate(table, grid, mode="trilinear", align_corners=False)
             return table[0].flatten(1).T
@@ -315,6 +326,15 @@ class Vit3d(nn.Module):
             device=tokens.device,
         )
         return Segment(len(tokens), tokens.shape[1], rope)
+
+
+def set_execution(module: nn.Module, *, compile_blocks: bool, checkpoint_blocks: bool) -> None:
+    """How every backbone below ``module`` computes; what it computes stays the same."""
+    for vit in module.modules():
+        if isinstance(vit, Vit3d):
+            vit.checkpoint_blocks = checkpoint_blocks
+            if compile_blocks:
+                vit.compile_blocks()
 
 
 def build_vit(config: VitConfig) -> Vit3d:

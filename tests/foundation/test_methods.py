@@ -5,10 +5,15 @@ from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig, build_vit
 from recipes.load import RecipeError, parse
 
+SMALL = {
+    "mae": {},
+    "dino": {"local_crops": {"shape": [4, 8, 9]}, "head": {"num_prototypes": 40, "hidden_dim": 32}},
+}
+
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_section_that_is_present_chooses_the_method(name: str, crop_batch) -> None:
-    sections = parse({name: {}}, MethodSections, where="recipe")
+    sections = parse({name: SMALL[name]}, MethodSections, where="recipe")
     assert sections.method_name == name
     vit = build_vit(VitConfig(size="toy", patch_size=(2, 4, 3), depth=1))
     method = build_method(

@@ -68,7 +68,7 @@ def test_tokens_are_patches_plus_scaled_positions() -> None:
     volume = torch.randn(2, 1, *SHAPE)
     content = vit.patch_embed(patchify(volume, patch_size=PATCH))
     want = content + 0.25 * sincos_positions((2, 3, 5), embed_dim=96)
-    got = vit._embedded(Crops(volume), None)[:, vit.num_prefix :]
+    got = vit._embedded(Crops(volume), content, None)[:, vit.num_prefix :]
     torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
 
 
@@ -360,6 +360,23 @@ def test_checkpointed_blocks_give_the_same_gradients() -> None:
         found.append([p.grad.clone() for p in vit.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_a_block_compiles_in_one_piece_and_computes_the_same(checkpoint_blocks: bool) -> None:
+    """Dynamo's own part alone, without generating code: a graph break is an error."""
+    vit = _variant("rope_mm")
+    crops = [_crops(vit), _crops(vit, (2, 8, 9), batch=3)]
+    plain = vit.packed(crops)
+    names = set(vit.state_dict())
+    vit.checkpoint_blocks = checkpoint_blocks
+    vit.compile_blocks(backend="eager")
+    compiled = vit.packed(crops)
+    for one, other in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(one, other)
+    compiled[0].cls_token.sum().backward()
+    assert vit.patch_embed.weight.grad is not None
+    assert set(vit.state_dict()) == names
 
 
 @pytest.mark.parametrize(
