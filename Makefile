@@ -71,8 +71,9 @@ check: $(READY) ## linter, formatter, types, layers
 	@$(BIN)/mypy
 	@$(RUN) pytest -q tests/test_layers.py
 
-bench: $(READY) ## speed of reading, building and streaming, as ratios in one run
+bench: $(READY) ## speed of reading, building, streaming and of the methods, as ratios in one run
 	@$(RUN) shards.bench --out reports/bench.json
+	@$(RUN) foundation.bench --out reports/bench_methods.json
 
 soak: $(READY) ## long proofs: thousands of damaged files and shards (slow)
 	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards/test_fuzz.py

@@ -36,6 +36,7 @@ def model_card(
             "",
             *_sources(provenance.get("shards", {})),
             "",
+            *_beginning(provenance.get("initialised_from")),
             "## Use",
             "",
             "    python -m foundation.embed THIS_FOLDER SCANS --out features.csv",
@@ -70,6 +71,21 @@ def _sources(shards: Mapping[str, Any]) -> list[str]:
         for source in shards.get("sources", [])
     ]
     return [head, "", *_table(("cohort", "scans", "licence", "source"), rows)]
+
+
+def _beginning(begun: Mapping[str, Any] | None) -> list[str]:
+    """Where the first weights are from, and what their licence asks of these."""
+    if not begun:
+        return []
+    rows = [
+        ("weights", f"`{begun['name']}`"),
+        ("network", begun["architecture"]),
+        ("licence", begun["licence"]),
+        ("digest", f"`{begun['digest'][:16]}`"),
+        ("taken over", f"{begun['report']['coverage']:.1%} of the parameters"),
+    ]
+    told = "These weights are derived from others, whose licence holds for them too."
+    return ["## Begun from", "", told, "", *_table(("", ""), rows), ""]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,9 +2,11 @@
 
 import datetime
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from foundation.initial import with_beginning
 from shards.streaming.corpus import Corpus
 
 SCHEMA_VERSION = 1
@@ -22,13 +24,14 @@ def provenance_of(
     world_size: int,
     device: str,
     recipe_digest: str,
+    begun: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything a reader needs to trust a backbone, JSON-like.
 
     ``subjects`` and ``source_digests`` are what evaluation proves its tests disjoint from: of every
-    sample in the shards, seen or not.
+    sample in the shards, seen or not. ``begun`` is the content of ``init.json``.
     """
-    return {
+    provenance = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "method": method,
@@ -52,6 +55,7 @@ def provenance_of(
             }
         ),
     }
+    return with_beginning(provenance, begun) if begun else provenance
 
 
 def shards_of(corpus: Corpus) -> dict[str, Any]:

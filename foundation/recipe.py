@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from foundation.engine import DeepSpeedConfig
 from foundation.health import HealthConfig
+from foundation.initial import InitialConfig
 from foundation.log import LogConfig
 from foundation.methods import MethodSections
 from foundation.optimiser import OptimiserConfig
@@ -28,6 +29,10 @@ class TrainConfig(Section):
         default=None, ge=1, description="scans of one forward on one rank; null: its whole share"
     )
     workers: int = Field(default=0, ge=0, description="reading processes of each rank")
+    compile_blocks: bool = Field(default=False, description="torch.compile; minutes at the start")
+    checkpoint_blocks: bool = Field(
+        default=False, description="compute each block again in backward: slower, far less memory"
+    )
     timeout_s: float = Field(default=1800, gt=0, description="longest wait of a collective call")
 
 
@@ -47,6 +52,9 @@ class PretrainConfig(MethodSections):
     out: Path = Path("runs")
     seed: int = Field(default=0, ge=0)
     vit: VitConfig
+    init: InitialConfig | None = Field(
+        default=None, description="weights to begin from; null draws them"
+    )
     preprocessing: Preprocessing
     train: TrainConfig
     optimiser: OptimiserConfig

@@ -26,6 +26,7 @@ _FREE = (
     "reading.timeout_s",
     "reading.max_damaged",
     "reading.cache",
+    "init.min_coverage",
 )
 
 
@@ -55,6 +56,7 @@ def open_run(
     recipe: Section,
     shards_digest: str,
     world_size: int,
+    begun: Mapping[str, Any] | None = None,
     if_changed: Literal["refuse", "restart"],
     say: Callable[[str], None],
 ) -> RunState:
@@ -65,14 +67,19 @@ def open_run(
         recipe: Resolved.
         shards_digest: Of all the shards.
         world_size: Ranks of this launch.
+        begun: What the first weights are, with its ``digest``; None where they are drawn.
         if_changed: ``restart`` moves a run of another recipe aside, to ``NAME.1`` and so on.
         say: Told what is skipped or moved.
 
     Raises:
-        RunError: The folder holds a run of another recipe, other shards or another number of
-            ranks, and ``if_changed`` is ``refuse``.
+        RunError: The folder holds a run of another recipe, other shards, other first weights or
+            another number of ranks, and ``if_changed`` is ``refuse``.
     """
-    facts = {"shards_digest": shards_digest, "world_size": world_size}
+    facts = {
+        "shards_digest": shards_digest,
+        "world_size": world_size,
+        **({"initialised_from": begun} if begun else {}),
+    }
     if (folder / RUN).is_file():
         finished = (folder / BACKBONE).is_dir()
         changes = list(_changes(folder, recipe=recipe, facts=facts, finished=finished))
@@ -109,6 +116,9 @@ def _changes(
     before, now = json.loads((folder / RUN).read_text()), dict(facts)
     if before["shards_digest"] != now["shards_digest"]:
         yield f"shards (digest {before['shards_digest'][:8]} -> {now['shards_digest'][:8]})"
+    was, now_is = (_digest_of_beginning(each) for each in (before, now))
+    if was != now_is:
+        yield f"content of init.weights (digest {was[:8]} -> {now_is[:8]})"
     if before["world_size"] != now["world_size"] and not finished:
         yield f"number of ranks ({before['world_size']} -> {now['world_size']})"
     old = dict(_flat(yaml.safe_load((folder / RECIPE).read_text())))
@@ -116,6 +126,11 @@ def _changes(
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and not name.startswith(_FREE):
             yield f"{name} ({old.get(name)} -> {new.get(name)})"
+
+
+def _digest_of_beginning(facts: Mapping[str, Any]) -> str:
+    found: str = facts.get("initialised_from", {}).get("digest", "none")
+    return found
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ DOORWAYS = {
     "distributed": {"shards/building/executors.py"},
     "fsspec": {"shards/storage/connections.py"},
     "gdcm": {"shards/dicom/tree.py"},
-    "monai": {"shards/bench/crop.py", "shards/bench/build.py"},
+    "monai": {"shards/bench/crop.py", "shards/bench/build.py", "foundation/bench/augmentation.py"},
     "nibabel": {"shards/scan.py", "shards/images/nifti.py", "shards/phantom/files.py"},
     "pydicom": {"shards/dicom/tree.py", "shards/phantom/files.py"},
     "wandb": {"foundation/log.py"},

@@ -38,6 +38,8 @@ def main() -> None:
     with errors_in_one_line():
         _require_monai()
         writes = words.out or "nothing"
+        if words.out:
+            words.out.parent.mkdir(parents=True, exist_ok=True)
         print(f"reads synthetic scans that it writes to a temporary folder, writes {writes}")
         lines = run(QUICK if words.quick else FULL, parts=[words.only] if words.only else PARTS)
         if words.out:
