@@ -5,8 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import torch
+from tqdm import tqdm
 
-from foundation.health import MicroBatch
+from foundation.alarms import Alarm, Alarms
+from foundation.finite import MicroBatch
 from foundation.log import Progress, RunLog, Stopwatch
 
 BESIDE = ("read", "decode")
@@ -24,6 +26,7 @@ class Diary:
         self,
         log: RunLog | None,
         *,
+        alarms: Alarms,
         device: torch.device,
         start: int,
         total: int,
@@ -31,9 +34,13 @@ class Diary:
         global_batch: int,
         tokens_per_scan: int,
     ) -> None:
-        """Begin after ``start`` of ``total`` updates; a line every ``every_steps``."""
+        """Begin after ``start`` of ``total`` updates; a line every ``every_steps``.
+
+        ``alarms`` has seen the lines that are there.
+        """
         self.watch = Stopwatch(device)
         self._log = log
+        self._alarms = alarms
         self._device = device
         self._total = total
         self._every_steps = every_steps
@@ -51,42 +58,50 @@ class Diary:
         group: Mapping[str, float],
         seen: Sequence[MicroBatch],
         epochs: Mapping[str, float],
-    ) -> None:
+    ) -> list[Alarm]:
         """Note an update.
 
         Args:
             done: Updates done, this one included.
-            means: Of the metrics, over all ranks.
+            means: Of the metrics, over all ranks, and of the pinned scans where those were looked
+                at.
             norm: Of the gradient, before clipping.
             group: The optimiser's first parameter group.
             seen: The update's micro batches on this rank.
             epochs: Passes over each source of the shards so far.
+
+        Returns:
+            What the line gives alarm for, said and written down; on rank 0.
         """
         self.watch.add("read", sum(micro.read_s for micro in seen))
         if self._log is None or self._progress is None:
-            return
+            return []
         self._progress.show(done, {"loss": means["loss"], "lr": group["lr"]})
         if done % self._every_steps and done != self._total:
-            return
+            return []
         seconds = self.watch.take()
         elapsed = sum(seconds[name] for name in seconds if name not in BESIDE)
         scans_per_s = (done - self._written) * self._global_batch / elapsed
         self._written = done
-        self._log.write(
-            {
-                "step": done,
-                **means,
-                "lr": group["lr"],
-                "weight_decay": group["weight_decay"],
-                "grad_norm": norm,
-                "scans": done * self._global_batch,
-                "epochs": {name: round(passes, 4) for name, passes in epochs.items()},
-                "scans_per_s": round(scans_per_s, 3),
-                "tokens_per_s": round(scans_per_s * self._tokens_per_scan, 1),
-                "seconds": seconds,
-                "memory_bytes": peak_memory_bytes(self._device),
-            }
-        )
+        line = {
+            "step": done,
+            **means,
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            "grad_norm": norm,
+            "scans": done * self._global_batch,
+            "epochs": {name: round(passes, 4) for name, passes in epochs.items()},
+            "scans_per_s": round(scans_per_s, 3),
+            "tokens_per_s": round(scans_per_s * self._tokens_per_scan, 1),
+            "seconds": seconds,
+            "memory_bytes": peak_memory_bytes(self._device),
+        }
+        self._log.write(line)
+        alarms = self._alarms.see(line)
+        for alarm in alarms:
+            self._log.write(alarm.line)
+            tqdm.write(f"alarm: {alarm}", file=sys.stderr)
+        return alarms
 
     def close(self) -> None:
         """End the progress bar."""

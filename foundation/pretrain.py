@@ -7,10 +7,12 @@ Started again, it goes on from the last whole checkpoint; finished, it says so.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
+from foundation.alarms import stop_for
 from foundation.backbone import save_backbone
 from foundation.checkpoint import load_checkpoint, save_checkpoint
 from foundation.diary import Diary
@@ -20,7 +22,8 @@ from foundation.engine import (
     deepspeed_dict,
     start_engine,
 )
-from foundation.health import MicroBatch, finite_means, finite_norm
+from foundation.finite import MicroBatch, finite_means, finite_norm
+from foundation.initial import begin_from, find_beginning, keep_beginning, kept_beginning
 from foundation.job import (
     Portions,
     check_channels,
@@ -35,6 +38,7 @@ from foundation.mae import Mae
 from foundation.methods import Method, build_method
 from foundation.optimiser import set_groups
 from foundation.pictures import save_reconstructions
+from foundation.pinned import PinnedScan, pinned_scans
 from foundation.publish import provenance_of
 from foundation.randomness import sample_seed
 from foundation.ranks import (
@@ -47,7 +51,8 @@ from foundation.ranks import (
 )
 from foundation.recipe import PretrainConfig
 from foundation.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, RunState, open_run
-from foundation.vit import build_vit
+from foundation.vit import Vit3d, build_vit, set_execution
+from foundation.watching import start_alarms, start_checkup
 from recipes.load import digest
 from shards.stream import crop_batches
 from shards.streaming.batch import CropBatch
@@ -63,6 +68,9 @@ class Plan(NamedTuple):
     state: RunState
     portions: Portions
     shards_digest: str
+    pinned: list[PinnedScan]
+    initial_digest: str | None
+    """of the weights to begin from; None where they are drawn"""
 
 
 def main(config: PretrainConfig) -> None:
@@ -80,7 +88,7 @@ def main(config: PretrainConfig) -> None:
 def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
     """Check everything that can be known before the job, and open the run's folder."""
     check_log(config.log)
-    check_engine(config.deepspeed, method=config.method_name, has_gpu=ranks.device.type == "cuda")
+    check_engine(config.deepspeed, has_gpu=ranks.device.type == "cuda")
     portions = portions_of(
         config.train.global_batch,
         micro_batch=config.train.micro_batch,
@@ -90,7 +98,11 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
     corpus = corpus_of(config)
     for reader in corpus.readers:
         check_spacing(config.preprocessing.spacing_mm, dataset=reader.dataset, shards=str(reader))
+    pinned = pinned_scans(
+        corpus, num_scans=config.health.num_scans, label=config.health.label, seed=config.seed
+    )
     check_folder(config.out)
+    beginning = find_beginning(config.init, vit_config=config.vit) if config.init else None
     announce_reading(corpus)
     print(f"writes  {config.folder}", flush=True)
     state = open_run(
@@ -98,12 +110,16 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
         recipe=config,
         shards_digest=corpus.digest,
         world_size=ranks.world_size,
+        begun=beginning.summary if beginning else None,
         if_changed=config.resume.if_changed,
         say=lambda text: print(text, flush=True),
     )
     if state.finished:
         print(f"up to date: {config.folder / BACKBONE}", flush=True)
-    return Plan(state, portions, corpus.digest)
+    elif beginning:
+        keep_beginning(config.folder, beginning)
+    initial_digest = beginning.source.digest if beginning else None
+    return Plan(state, portions, corpus.digest, pinned, initial_digest)
 
 
 def corpus_of(config: PretrainConfig) -> Corpus:
@@ -129,7 +145,7 @@ def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
     torch.manual_seed(config.seed)
     method = build_method(
         config,
-        vit=build_vit(config.vit),
+        vit=first_backbone(config, plan=plan),
         preprocessing=config.preprocessing,
         total_steps=config.train.steps,
         seed=config.seed,
@@ -148,6 +164,14 @@ def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
     corpus = corpus_of(config)
     run_steps(config, plan=plan, ranks=ranks, corpus=corpus, engine=engine, log=log)
     from_rank_zero(lambda: publish(config, ranks=ranks, corpus=corpus, method=method, log=log))
+
+
+def first_backbone(config: PretrainConfig, *, plan: Plan) -> Vit3d:
+    """The network with its first weights; a checkpoint's come later, over all of the method."""
+    vit = build_vit(config.vit)
+    if config.init and plan.initial_digest and plan.state.checkpoint is None:
+        begin_from(vit, config.init, vit_config=config.vit, digest=plan.initial_digest)
+    return vit
 
 
 def announce(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> None:
@@ -173,6 +197,11 @@ def announce(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -
 def start(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> Any:
     """A DeepSpeed engine around the method, brought to where the run stands."""
     method.to(ranks.device)
+    set_execution(
+        method,
+        compile_blocks=config.train.compile_blocks,
+        checkpoint_blocks=config.train.checkpoint_blocks,
+    )
     settings = deepspeed_dict(
         config.deepspeed,
         micro_batch=plan.portions.micro_batch,
@@ -183,7 +212,7 @@ def start(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> A
     )
     engine = start_engine(
         method,
-        groups=method.param_groups(config.optimiser.weight_decay),
+        groups=method.param_groups(config.optimiser.weight_decay, rates=config.optimiser.rates),
         betas=config.optimiser.betas,
         clip=config.optimiser.clip,
         settings=settings,
@@ -204,8 +233,17 @@ def run_steps(
 ) -> None:
     """The loop, the same for every method. ``step`` counts updates from 0."""
     method: Method = engine.module
+    checkup = start_checkup(
+        config,
+        method=method,
+        corpus=corpus,
+        scans=plan.pinned,
+        micro_batch=plan.portions.micro_batch,
+        ranks=ranks,
+    )
     diary = Diary(
         log,
+        alarms=start_alarms(config, method=method, log=log),
         device=ranks.device,
         start=plan.state.step,
         total=config.train.steps,
@@ -238,8 +276,14 @@ def run_steps(
             epochs = corpus.epochs_seen(
                 (step + 1) * config.train.global_batch, per_scan=config.reading.crops_per_scan
             )
-            diary.enter(step + 1, means=means, norm=norm, group=group, seen=seen, epochs=epochs)
+            means |= checkup.after(step + 1)
+            diary.watch.lap("health")
+            alarms = diary.enter(
+                step + 1, means=means, norm=norm, group=group, seen=seen, epochs=epochs
+            )
             seen.clear()
+            if config.health.on_alarm == "stop":
+                from_rank_zero(partial(stop_for, alarms))
             save(config, done=step + 1, plan=plan, engine=engine, log=log)
             diary.watch.lap("checkpoint")
     diary.close()
@@ -336,6 +380,7 @@ def publish(
             world_size=ranks.world_size,
             device=device_name(ranks.device),
             recipe_digest=digest(config),
+            begun=kept_beginning(config.folder),
         ),
     )
     log.close()

@@ -19,6 +19,7 @@ CHECKPOINTS, BACKBONE, PICTURES = "checkpoints", "backbone", "pictures"
 _FREE = (
     "resume.",
     "log.",
+    "health.",
     "checkpoint.",
     "out",
     "train.workers",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foundation.recipe import PretrainConfig
 from recipes.load import parse
 from shards.build import BuildConfig
 from shards.streaming.reading import FolderConfig, StreamConfig
@@ -53,3 +54,17 @@ def test_the_recipes_that_are_told_load(readme: str) -> None:
     mixture = yaml.safe_load(train)
     assert len([parse(one, FolderConfig, where="README") for one in mixture["shards"]]) == 2
     assert parse(mixture["reading"], StreamConfig, where="README").crops_per_scan == 4
+
+
+def test_the_pretraining_recipes_that_are_told_load(readme: str) -> None:
+    """The second shows the sections that take the place of the first one's."""
+    mae, dino = re.findall(
+        r"```yaml\n(.*?)```",
+        readme[readme.index("## Write a recipe") : readme.index("## Bring your own cohort")],
+        flags=re.DOTALL,
+    )
+    first = yaml.safe_load(mae)
+    assert parse(first, PretrainConfig, where="README").vit.position == "rope_mm"
+    del first["mae"]
+    second = parse({**first, **yaml.safe_load(dino)}, PretrainConfig, where="README")
+    assert second.method_name == "dino"
