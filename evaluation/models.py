@@ -34,6 +34,8 @@ class Entry(NamedTuple):
         digest: Of what makes its features; for a floor, of its definition.
         provenance: Of a backbone, without the subjects it has seen.
         seen: ``subjects`` and ``source_digests`` of its pretraining; empty for what never trained.
+        architecture: Digest of a network's shape and preprocessing, the same for its untrained
+            twins; None for other floors.
         backbone: The network, or None.
     """
 
@@ -43,6 +45,7 @@ class Entry(NamedTuple):
     digest: str
     provenance: dict[str, Any]
     seen: dict[str, list[str]]
+    architecture: str | None
     backbone: Backbone | None
 
 
@@ -80,11 +83,11 @@ def load_entries(
     alike: dict[str, tuple[VitConfig, Preprocessing, list[str]]] = {}
     for name, folder in backbones.items():
         backbone = load_backbone(folder, device=device)
-        entries[name] = _pretrained(name, folder, backbone)
         vit = _vit_config(folder)
         same = digest([vit.model_dump(mode="json"), backbone.preprocessing.model_dump(mode="json")])
+        entries[name] = _pretrained(name, folder, backbone, architecture=same)
         alike.setdefault(same, (vit, backbone.preprocessing, []))[2].append(name)
-    for vit, preprocessing, names in alike.values():
+    for same, (vit, preprocessing, names) in alike.items():
         for seed in seeds:
             random = random_backbone(vit, preprocessing=preprocessing, seed=seed).to(device)
             entries[f"random_{names[0]}_{seed}"] = Entry(
@@ -94,6 +97,7 @@ def load_entries(
                 random.digest,
                 {},
                 {},
+                same,
                 random,
             )
     return entries
@@ -103,7 +107,8 @@ def floor_entries(tasks: Sequence[Task]) -> dict[str, Entry]:
     """The floors that stand in any of these tasks."""
     used = [name for name in FLOORS if any(name in _floor_names(task) for task in tasks)]
     return {
-        name: Entry("floor", *FLOORS[name], digest({"floor": name}), {}, {}, None) for name in used
+        name: Entry("floor", *FLOORS[name], digest({"floor": name}), {}, {}, None, None)
+        for name in used
     }
 
 
@@ -208,7 +213,7 @@ def _backbone_extractor(name: str, backbone: Backbone, task: Task) -> Extractor:
     return Extractor(name, backbone.digest, spacing, extract)
 
 
-def _pretrained(name: str, folder: Path, backbone: Backbone) -> Entry:
+def _pretrained(name: str, folder: Path, backbone: Backbone, *, architecture: str) -> Entry:
     listed = ("subjects", "source_digests")
     if missing := [key for key in listed if key not in backbone.provenance]:
         raise BackboneError(
@@ -218,7 +223,9 @@ def _pretrained(name: str, folder: Path, backbone: Backbone) -> Entry:
     seen = {key: backbone.provenance[key] for key in listed}
     provenance = {key: each for key, each in backbone.provenance.items() if key not in listed}
     description = f"pretrained on {len(seen['subjects'])} subjects, frozen"
-    return Entry("backbone", name, description, backbone.digest, provenance, seen, backbone)
+    return Entry(
+        "backbone", name, description, backbone.digest, provenance, seen, architecture, backbone
+    )
 
 
 def _vit_config(folder: Path) -> VitConfig:

@@ -32,7 +32,7 @@ from recipes.command import run_recipe
 from recipes.load import Section, digest
 from shards.pseudonym import load_key
 
-_NEVER_SCORED_BY = {"report"}  # modules whose change leaves every prediction as it was
+_NEVER_SCORED_BY = {"claim", "report"}  # modules whose change leaves every prediction as it was
 
 
 class RandomInit(Section):
@@ -256,7 +256,7 @@ def _run_json(
         "models": {
             name: {
                 key: getattr(entry, key)
-                for key in ("kind", "title", "description", "digest", "provenance")
+                for key in ("kind", "title", "description", "digest", "provenance", "architecture")
             }
             for name, entry in inputs.entries.items()
         },

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from foundation.card import model_card
-from foundation.files import sync_tree
-from foundation.patches import patchify
+from foundation.network.patches import patchify
 from foundation.preprocessing import AIR, Preprocessing, normalise, window_starts
+from foundation.running.card import model_card
+from foundation.running.files import sync_tree
 from foundation.vit import Vit3d, VitConfig, build_vit
 from recipes.load import RecipeError, digest, parse
 from shards.files import fresh_folder, publish_folder, sha256_of, write_json, write_text

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from foundation.files import numbered, sync_tree
-from foundation.ranks import from_rank_zero
+from foundation.running.files import numbered, sync_tree
+from foundation.running.ranks import from_rank_zero
 from shards.files import publish_folder, sha256_of, write_json, write_text
 
 SCHEMA_VERSION = 1

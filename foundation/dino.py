@@ -14,30 +14,30 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from foundation.augment import AugmentConfig, CropScale
-from foundation.branch import Branch, BranchOutput
-from foundation.dino_loss import (
+from foundation.network.branch import Branch, BranchOutput
+from foundation.network.heads import LAST_LAYER, HeadConfig, build_head
+from foundation.objective.dino_loss import (
     Temperatures,
     ln_k_distance,
     prototype_use,
     teacher_entropy,
     view_cross_entropy,
 )
-from foundation.heads import LAST_LAYER, HeadConfig, build_head
-from foundation.ibot import (
+from foundation.objective.ibot import (
     HiddenPatches,
     IbotConfig,
     PatchHiding,
     patch_cross_entropy,
     patch_hiding,
 )
-from foundation.koleo import koleo_loss
-from foundation.monitors import normalised_std
-from foundation.parameters import UNIFORM, LayerRates, ParameterGroup, parameter_groups
+from foundation.objective.koleo import koleo_loss
+from foundation.objective.targets import Centring, SinkhornKnopp, TargetKind, build_targets
+from foundation.objective.views import NUM_GLOBAL_CROPS, LocalCrops, MultiCrop
 from foundation.preprocessing import Preprocessing
-from foundation.schedule import cosine
-from foundation.targets import Centring, SinkhornKnopp, TargetKind, build_targets
-from foundation.views import NUM_GLOBAL_CROPS, LocalCrops, MultiCrop
+from foundation.running.parameters import UNIFORM, LayerRates, ParameterGroup, parameter_groups
+from foundation.running.schedule import cosine
 from foundation.vit import Crops, Vit3d
+from foundation.watching.monitors import normalised_std
 from recipes.load import Section
 from shards.streaming.batch import CropBatch
 

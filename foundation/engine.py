@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from foundation.parameters import ParameterGroup
+from foundation.running.parameters import ParameterGroup
 from recipes.load import Section
 
 _BUCKET_ELEMENTS = 50_000_000

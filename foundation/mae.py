@@ -6,13 +6,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from foundation.channels import drop_channels
-from foundation.decoder import Decoder
-from foundation.mae_loss import masked_error, targets_of, voxel_weights
-from foundation.masking import TokenMask, block_mask, random_mask
-from foundation.parameters import UNIFORM, LayerRates, ParameterGroup, parameter_groups
-from foundation.patches import patchify, unpatchify
+from foundation.network.channels import drop_channels
+from foundation.network.decoder import Decoder
+from foundation.network.patches import patchify, unpatchify
+from foundation.objective.mae_loss import masked_error, targets_of, voxel_weights
+from foundation.objective.masking import TokenMask, block_mask, random_mask
 from foundation.preprocessing import NormalisedBatch, Preprocessing, normalise_batch
+from foundation.running.parameters import UNIFORM, LayerRates, ParameterGroup, parameter_groups
 from foundation.vit import Vit3d
 from recipes.load import Section
 from shards.scan import MODALITIES

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from foundation.dino import DinoConfig, build_dino
 from foundation.mae import MaeConfig, build_mae
-from foundation.parameters import UNIFORM, LayerRates, ParameterGroup
 from foundation.preprocessing import Preprocessing
+from foundation.running.parameters import UNIFORM, LayerRates, ParameterGroup
 from foundation.vit import Vit3d
 from recipes.load import Section
 from shards.streaming.batch import CropBatch

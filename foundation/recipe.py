@@ -5,15 +5,15 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from foundation.beginning.initial import InitialConfig
 from foundation.engine import DeepSpeedConfig
 from foundation.health import HealthConfig
-from foundation.initial import InitialConfig
 from foundation.log import LogConfig
 from foundation.methods import MethodSections
-from foundation.optimiser import OptimiserConfig
-from foundation.patches import patch_grid
+from foundation.network.patches import patch_grid
 from foundation.preprocessing import Preprocessing
-from foundation.runs import ResumeConfig
+from foundation.running.optimiser import OptimiserConfig
+from foundation.running.runs import ResumeConfig
 from foundation.vit import VitConfig
 from recipes.load import Section
 from shards.streaming.crops import CropPlan

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from foundation.block import LayerNorm, MlpKind, Segment, build_blocks, initialise_layers
-from foundation.patches import Shape, patch_grid, patchify, rows_of
-from foundation.positions import Position, PositionScheme, sincos_positions
+from foundation.network.block import LayerNorm, MlpKind, Segment, build_blocks, initialise_layers
+from foundation.network.patches import Shape, patch_grid, patchify, rows_of
+from foundation.network.positions import Position, PositionScheme, sincos_positions
 from recipes.load import Section
 
 _OWN_PARAMETERS = ("cls_token", "registers", "absent_embed", "position_table")

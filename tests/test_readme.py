@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foundation.bench.__main__ import RECORDED
+from foundation.bench.results import load_results
+from foundation.bench.table import markdown
 from foundation.recipe import PretrainConfig
 from recipes.load import parse
 from shards.build import BuildConfig
@@ -68,3 +71,7 @@ def test_the_pretraining_recipes_that_are_told_load(readme: str) -> None:
     del first["mae"]
     second = parse({**first, **yaml.safe_load(dino)}, PretrainConfig, where="README")
     assert second.method_name == "dino"
+
+
+def test_the_speed_of_the_methods_is_the_recorded_one(readme: str) -> None:
+    assert markdown(load_results(RECORDED)) in readme

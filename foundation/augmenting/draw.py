@@ -20,7 +20,7 @@ from foundation.augmenting.config import (
     WindowJitter,
 )
 from foundation.preprocessing import Window
-from foundation.randomness import sample_generator
+from foundation.running.randomness import sample_generator
 from shards.scan import MODALITIES
 
 

@@ -5,7 +5,7 @@ Here N is samples x channels; every function takes (N, d, h, w) in [-1, 1] and g
 
 from torch import Tensor
 
-from foundation.randomness import normal_field
+from foundation.running.randomness import normal_field
 
 
 def add_noise(volume: Tensor, std: Tensor, seed: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from foundation.bench.cases import Case, Extent, synthetic_batch
 from foundation.bench.clock import Ground
 from foundation.bench.results import Ratio, compared
 from foundation.dino import DinoConfig
-from foundation.patches import Shape
+from foundation.network.patches import Shape
 from foundation.preprocessing import NormalisedBatch, Preprocessing, normalise_batch
 from foundation.pretrain import on_device
 from shards.bench.timing import quietly, take_turns

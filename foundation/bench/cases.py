@@ -8,9 +8,9 @@ import torch
 from foundation.dino import DinoConfig
 from foundation.mae import MaeConfig
 from foundation.methods import Method, MethodSections, build_method
-from foundation.patches import Shape
+from foundation.network.patches import Shape
+from foundation.objective.views import LocalCrops
 from foundation.preprocessing import Preprocessing
-from foundation.views import LocalCrops
 from foundation.vit import SIZES, VitConfig, build_vit
 from shards.bench.volume import SPACING_MM, ct_like
 from shards.measure.intensity import intensity_statistics

@@ -12,8 +12,8 @@ from torch import nn
 
 from foundation.dino import Dino
 from foundation.mae import Mae
-from foundation.masking import hidden_count
-from foundation.views import NUM_GLOBAL_CROPS
+from foundation.objective.masking import hidden_count
+from foundation.objective.views import NUM_GLOBAL_CROPS
 from foundation.vit import Vit3d
 
 TRAINED = 3

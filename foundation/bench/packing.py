@@ -8,8 +8,8 @@ from foundation.bench.cases import Case, Extent
 from foundation.bench.clock import Ground
 from foundation.bench.results import Ratio, compared
 from foundation.dino import DinoConfig
-from foundation.patches import Shape
-from foundation.views import NUM_GLOBAL_CROPS
+from foundation.network.patches import Shape
+from foundation.objective.views import NUM_GLOBAL_CROPS
 from foundation.vit import Crops, Vit3d, VitConfig, VitOutput, build_vit
 from shards.bench.timing import take_turns
 

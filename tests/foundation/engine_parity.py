@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from foundation.engine import DeepSpeedConfig, deepspeed_dict, gradient_norm, start_engine
-from foundation.optimiser import set_groups
-from foundation.parameters import parameter_groups
-from foundation.ranks import join_ranks, leave_ranks
+from foundation.running.optimiser import set_groups
+from foundation.running.parameters import parameter_groups
+from foundation.running.ranks import join_ranks, leave_ranks
 
 MICRO_BATCH, ACCUMULATION, STEPS, CLIP, BETAS = 3, 2, 5, 0.4, (0.9, 0.95)
 

@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import _crop_batch
 from test_dino import CONFIG, SHAPE, SHARED, toy_dino
 
-from foundation.collectives import gather_rows
-from foundation.dino_loss import view_cross_entropy
-from foundation.ibot import patch_cross_entropy
-from foundation.koleo import koleo_loss
-from foundation.mae_loss import masked_error
-from foundation.ranks import join_ranks, leave_ranks
-from foundation.targets import Centring, SinkhornKnopp
+from foundation.objective.collectives import gather_rows
+from foundation.objective.dino_loss import view_cross_entropy
+from foundation.objective.ibot import patch_cross_entropy
+from foundation.objective.koleo import koleo_loss
+from foundation.objective.mae_loss import masked_error
+from foundation.objective.targets import Centring, SinkhornKnopp
+from foundation.running.ranks import join_ranks, leave_ranks
 
 SUBJECTS = [0, 1, 1, 2, 0, 3]
 """Of three rows on each rank; the same subject on both, and twice on one."""

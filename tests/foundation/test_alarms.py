@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from foundation.alarms import HEALTHY, Alarm, Alarms, Unhealthy, stop_for
+from foundation.watching.alarms import HEALTHY, Alarm, Alarms, Unhealthy, stop_for
 
 NAME = "teacher_entropy"
 

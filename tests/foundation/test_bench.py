@@ -30,7 +30,7 @@ from foundation.bench.results import (
     requirements,
 )
 from foundation.bench.table import markdown, verdict
-from foundation.patches import patch_grid
+from foundation.network.patches import patch_grid
 from foundation.preprocessing import Preprocessing, normalise_batch
 from shards.bench.timing import Spread
 

@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from foundation.bench.cases import synthetic_batch
 from foundation.bench.flops import linear_flops, vit_flops, work_of
 from foundation.dino import Dino, DinoConfig
-from foundation.heads import HeadConfig
-from foundation.ibot import IbotConfig
 from foundation.mae import MaeConfig
 from foundation.methods import Method, MethodSections, build_method
+from foundation.network.heads import HeadConfig
+from foundation.objective.ibot import IbotConfig
+from foundation.objective.views import LocalCrops
 from foundation.preprocessing import Preprocessing
-from foundation.views import LocalCrops
 from foundation.vit import VitConfig, build_vit
 
 CROP, LOCAL, PATCH = (16, 32, 24), (8, 16, 16), (8, 16, 8)

@@ -1,6 +1,6 @@
 import torch
 
-from foundation.channels import drop_channels
+from foundation.network.channels import drop_channels
 
 PRESENT = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
 

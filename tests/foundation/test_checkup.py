@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import foundation.checkup
-from foundation.checkup import Checkup, Embedded, measure
+import foundation.watching.checkup
 from foundation.health import knn_auroc
-from foundation.monitors import cls_patch_cosine, feature_monitors
-from foundation.pinned import PinnedSet
 from foundation.preprocessing import Preprocessing, normalise_batch
 from foundation.vit import Vit3d, VitConfig, build_vit
+from foundation.watching.checkup import Checkup, Embedded, measure
+from foundation.watching.monitors import cls_patch_cosine, feature_monitors
+from foundation.watching.pinned import PinnedSet
 
 SHAPE = (8, 16, 12)
 POSITIONS = list(range(11))
@@ -73,7 +73,9 @@ def test_monitors_are_of_all_scans_whatever_the_ranks(
     parts: list[Embedded] = []
     for world_size in (1, 3):
         parts.clear()
-        monkeypatch.setattr(foundation.checkup, "gather_from_ranks", lambda mine: [*parts, mine])
+        monkeypatch.setattr(
+            foundation.watching.checkup, "gather_from_ranks", lambda mine: [*parts, mine]
+        )
         for rank in reversed(range(1, world_size)):
             other = checkup(crop_batch, vit, rows=slice(rank, None, world_size), pooled=pooled)
             monkeypatch.setattr(other, "after", other._embed)
@@ -89,7 +91,7 @@ def test_monitors_are_of_all_scans_whatever_the_ranks(
 def test_the_training_goes_on_as_if_nothing_had_been(
     crop_batch, vit: Vit3d, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foundation.checkup, "gather_from_ranks", lambda mine: [mine])
+    monkeypatch.setattr(foundation.watching.checkup, "gather_from_ranks", lambda mine: [mine])
     state = torch.get_rng_state()
     weights = {name: value.clone() for name, value in vit.state_dict().items()}
     vit.train(training)
@@ -105,7 +107,7 @@ def test_a_check_is_made_when_it_is_due(
 ) -> None:
     calls = []
     monkeypatch.setattr(
-        foundation.checkup, "gather_from_ranks", lambda mine: calls.append(mine) or [mine]
+        foundation.watching.checkup, "gather_from_ranks", lambda mine: calls.append(mine) or [mine]
     )
     check = checkup(crop_batch, vit, every_steps=3)
     found = [done for done in range(1, 8) if check.after(done)]
@@ -116,7 +118,7 @@ def test_a_check_is_made_when_it_is_due(
 def test_half_precision_is_autocast_and_tells_nearly_the_same(
     crop_batch, vit: Vit3d, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foundation.checkup, "gather_from_ranks", lambda mine: [mine])
+    monkeypatch.setattr(foundation.watching.checkup, "gather_from_ranks", lambda mine: [mine])
     whole = checkup(crop_batch, vit).after(1)
     half = checkup(crop_batch, vit, precision="bf16").after(1)
     assert half != whole

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import foundation.checkup
-from foundation.alarms import Alarm, Alarms
-from foundation.checkup import Checkup
+import foundation.watching.checkup
 from foundation.health import HealthConfig
 from foundation.mae import Mae
 from foundation.methods import MethodSections, build_method
-from foundation.pinned import PinnedSet
 from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig, build_vit
+from foundation.watching.alarms import Alarm, Alarms
+from foundation.watching.checkup import Checkup
+from foundation.watching.pinned import PinnedSet
 from shards.streaming.batch import CropBatch
 
 SHAPE = (8, 16, 12)
@@ -87,7 +87,7 @@ def alarms_of(
     crop_batch, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any], position_scale: float
 ) -> list[Alarm]:
     """Train, and hand the log's lines to the alarms as a run does; up to the first ones."""
-    monkeypatch.setattr(foundation.checkup, "gather_from_ranks", lambda mine: [mine])
+    monkeypatch.setattr(foundation.watching.checkup, "gather_from_ranks", lambda mine: [mine])
     torch.manual_seed(0)
     vit = VitConfig(size="toy", depth=2, patch_size=(4, 4, 4), position_scale=position_scale)
     method = build_method(

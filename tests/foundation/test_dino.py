@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from foundation.dino import Dino, DinoConfig, build_dino
-from foundation.optimiser import set_groups
-from foundation.parameters import LayerRates
 from foundation.preprocessing import Preprocessing
+from foundation.running.optimiser import set_groups
+from foundation.running.parameters import LayerRates
 from foundation.vit import Crops, VitConfig, build_vit
 
 PATCH = (2, 4, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.dino_loss import (
+from foundation.objective.dino_loss import (
     Temperatures,
     ln_k_distance,
     prototype_use,

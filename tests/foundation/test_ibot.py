@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.ibot import IbotConfig, PatchHiding, patch_cross_entropy, patch_hiding
+from foundation.objective.ibot import IbotConfig, PatchHiding, patch_cross_entropy, patch_hiding
 from recipes.load import RecipeError, parse
 
 HIDING = PatchHiding(grid=(2, 3, 5), mask_ratio=(0.1, 0.5), mask_share=0.5, seed=0)

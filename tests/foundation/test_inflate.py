@@ -9,8 +9,8 @@ import torch
 from timm.layers import resample_patch_embed
 from torch import Tensor, nn
 
-from foundation.fitting import fit
-from foundation.inflate import (
+from foundation.beginning.fitting import fit
+from foundation.beginning.inflate import (
     DEPTH_SHARE,
     FlatNetwork,
     InflationError,
@@ -18,7 +18,7 @@ from foundation.inflate import (
     fitted_positions,
     weights_of_flat,
 )
-from foundation.patches import patchify
+from foundation.network.patches import patchify
 from foundation.vit import Vit3d, VitConfig, build_vit
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from foundation.backbone import BackboneError, load_backbone, save_backbone
-from foundation.initial import (
+from foundation.beginning.initial import (
     InitialConfig,
     InitialError,
     begin_from,
@@ -21,8 +21,8 @@ from foundation.initial import (
     kept_beginning,
     with_beginning,
 )
+from foundation.beginning.sources import SourceError
 from foundation.preprocessing import Preprocessing
-from foundation.sources import SourceError
 from foundation.vit import Vit3d, VitConfig, build_vit
 from recipes.load import RecipeError, parse
 

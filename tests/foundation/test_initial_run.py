@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from foundation.backbone import load_backbone, save_backbone
-from foundation.pretrain import make_plan
-from foundation.ranks import Ranks
 from foundation.recipe import PretrainConfig
+from foundation.running.plan import make_plan
+from foundation.running.ranks import Ranks
 from foundation.vit import build_vit
 from recipes.load import load
 from tests.written_shards import plain, write_shards

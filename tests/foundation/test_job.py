@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from foundation.job import JobError, check_folder, check_space, check_spacing, portions_of
+from foundation.running.job import JobError, check_folder, check_space, check_spacing, portions_of
 
 SHARDS = Path("data/shards/small")
 

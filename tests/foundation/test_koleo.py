@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.koleo import koleo_loss
+from foundation.objective.koleo import koleo_loss
 
 
 def koleo(features: np.ndarray, subject: list[int]) -> float:

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from foundation.mae import MaeConfig, build_mae
-from foundation.mae_loss import AIR_BELOW, masked_error, patch_statistics, voxel_weights
-from foundation.masking import random_mask
-from foundation.patches import patchify
+from foundation.network.patches import patchify
+from foundation.objective.mae_loss import AIR_BELOW, masked_error, patch_statistics, voxel_weights
+from foundation.objective.masking import random_mask
 from foundation.preprocessing import Preprocessing, inside_mask, normalise_batch
 from foundation.vit import VitConfig, build_vit
 from recipes.load import RecipeError, parse

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foundation.masking import block_mask, boxes, random_mask
+from foundation.objective.masking import block_mask, boxes, random_mask
 
 POSITIONS = torch.tensor([3, 11, 4])
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foundation.monitors import (
+from foundation.watching.monitors import (
     cls_patch_cosine,
     effective_rank,
     feature_monitors,

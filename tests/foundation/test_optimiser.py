@@ -2,8 +2,8 @@
 
 import pytest
 
-from foundation.optimiser import OptimiserConfig, set_groups
-from foundation.parameters import UNIFORM
+from foundation.running.optimiser import OptimiserConfig, set_groups
+from foundation.running.parameters import UNIFORM
 from recipes.load import RecipeError, parse
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from foundation.mae import MaeConfig, build_mae
-from foundation.parameters import LayerRates, parameter_groups
 from foundation.preprocessing import Preprocessing
+from foundation.running.parameters import LayerRates, parameter_groups
 from foundation.vit import VitConfig, build_vit
 
 RATES = LayerRates(decay=0.9, patch_embed=0.2)

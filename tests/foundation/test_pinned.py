@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foundation.pinned import PinnedScan, pinned_scans, read_pinned
+from foundation.watching.pinned import PinnedScan, pinned_scans, read_pinned
 from shards.index import VOLUME, sequence_member
 from shards.streaming.corpus import Corpus, open_corpus
 from shards.streaming.crops import CropPlan

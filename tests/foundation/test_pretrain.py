@@ -15,9 +15,9 @@ import yaml
 
 from foundation.backbone import load_backbone
 from foundation.log import read_log
-from foundation.pretrain import make_plan
-from foundation.ranks import Ranks
 from foundation.recipe import PretrainConfig
+from foundation.running.plan import make_plan
+from foundation.running.ranks import Ranks
 from recipes.load import RecipeError, load
 from shards.index import VOLUME
 from tests.written_shards import Written, ramp, write_shards
@@ -304,3 +304,33 @@ def test_a_mixture_is_read_as_its_recipe_says(
             load(path, PretrainConfig, [*words, "reading.foreground=0.4"]),
             ranks=ALONE._replace(world_size=2),
         )
+
+
+def test_sequences_and_spacings_of_all_kinds_train_together(tmp_path: Path, project: Path) -> None:
+    """Two channels, of which one is sometimes absent; places in mm; ZeRO-2 in bf16."""
+    samples = []
+    for number in range(6):
+        both = {name: ramp(number + shift, (18, 26, 20)) for shift, name in enumerate(("a", "b"))}
+        kept = both if number % 3 else {"a": both["a"]}
+        spacing_mm = (5.0, 1.0, 1.0) if number % 2 else (2.0, 1.5, 1.0)
+        samples.append(Written(kept, subject=str(number), spacing_mm=spacing_mm))
+    folder = write_shards(tmp_path / "shards", samples, shard_size_mb=0.15)
+    path = dino(folder, tmp_path)
+    tree = yaml.safe_load(path.read_text())
+    tree["reading"] = {"sequences": ["a", "b"]}
+    tree["vit"] |= {"in_chans": 2, "position": "rope_mm", "layer_scale": 0.1, "mlp": "swiglu"}
+    tree["dino"]["channel_drop"] = 0.3
+    tree["train"] = {"steps": 2, "global_batch": 4, "checkpoint_blocks": True}
+    tree["deepspeed"] = {"stage": 2, "precision": "bf16"}
+    tree["optimiser"] |= {"layer_decay": 0.8, "patch_embed_scale": 0.2}
+    path.write_text(yaml.safe_dump(tree))
+    assert "ZeRO stage 2" in finish(path, project)
+    run = tmp_path / "runs" / "small"
+    assert [line["step"] for line in read_log(run / "log.jsonl")] == [1, 2]
+    vit = load_backbone(run / "backbone").vit
+    volume = torch.zeros(1, 2, 16, 24, 12)
+    present = torch.tensor([[True, False]])
+    spacing_mm = torch.tensor([[5.0, 1.0, 1.0]])
+    assert vit(volume, spacing_mm=spacing_mm, present=present).cls_token.shape == (1, 96)
+    with pytest.raises(ValueError, match="needs spacing_mm"):
+        vit(volume, present=present)

@@ -1,6 +1,6 @@
 import torch
 
-from foundation.randomness import normal_field, sample_generator, sample_seed
+from foundation.running.randomness import normal_field, sample_generator, sample_seed
 
 
 def test_purposes_positions_and_seeds_are_apart() -> None:

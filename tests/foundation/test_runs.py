@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from foundation.runs import RunError, RunState, open_run
+from foundation.running.runs import RunError, RunState, open_run
 from recipes.load import Section
 
 

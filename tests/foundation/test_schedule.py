@@ -1,7 +1,7 @@
 import pytest
 from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
 
-from foundation.schedule import cosine, linear
+from foundation.running.schedule import cosine, linear
 
 
 def test_cosine_agrees_with_lightly_from_first_to_last_step() -> None:

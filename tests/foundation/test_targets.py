@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.targets import Centring, SinkhornKnopp, build_targets
+from foundation.objective.targets import Centring, SinkhornKnopp, build_targets
 
 
 def sinkhorn(logits: np.ndarray, *, temp: float, iterations: int = 3) -> np.ndarray:

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from foundation.augment import AugmentConfig, CropScale
+from foundation.objective.views import LocalCrops, MultiCrop
 from foundation.preprocessing import Preprocessing
-from foundation.views import LocalCrops, MultiCrop
 
 SHAPE = (6, 12, 15)
 STILL = AugmentConfig.model_validate(

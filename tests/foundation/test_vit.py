@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from foundation.block import LayerNorm, Segment, build_blocks
-from foundation.patches import patchify, unpatchify
-from foundation.positions import (
+from foundation.network.block import LayerNorm, Segment, build_blocks
+from foundation.network.patches import patchify, unpatchify
+from foundation.network.positions import (
     PositionScheme,
     rope_of,
     rotate,

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from foundation.alarms import HEALTHY
 from foundation.log import read_log
-from foundation.pretrain import make_plan
-from foundation.ranks import Ranks
 from foundation.recipe import PretrainConfig
+from foundation.running.plan import make_plan
+from foundation.running.ranks import Ranks
+from foundation.watching.alarms import HEALTHY
 from recipes.load import load
 from shards.index import VOLUME
 from tests.written_shards import Written, write_shards
@@ -72,7 +72,7 @@ def recipe(shards: Path, tmp_path: Path) -> Path:
 SITTINGS = """
 import os, shutil, sys
 import deepspeed
-from foundation.alarms import Unhealthy
+from foundation.watching.alarms import Unhealthy
 from foundation.pretrain import main
 from foundation.recipe import PretrainConfig
 from recipes.load import load

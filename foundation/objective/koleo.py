@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.collectives import gather_rows, num_ranks, sum_over_ranks
+from foundation.objective.collectives import gather_rows, num_ranks, sum_over_ranks
 
 _EPSILON = 1e-6
 

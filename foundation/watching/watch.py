@@ -1,14 +1,14 @@
 """What a recipe makes of a run's health: the checkups that are due, the alarms that are heeded."""
 
-from foundation.alarms import Alarms
-from foundation.checkup import Checkup
 from foundation.log import RunLog, read_log
 from foundation.mae import Mae
 from foundation.methods import Method
-from foundation.pinned import PinnedScan, read_pinned
-from foundation.ranks import Ranks
 from foundation.recipe import PretrainConfig
-from foundation.runs import LOG
+from foundation.running.ranks import Ranks
+from foundation.running.runs import LOG
+from foundation.watching.alarms import Alarms
+from foundation.watching.checkup import Checkup
+from foundation.watching.pinned import PinnedScan, read_pinned
 from shards.streaming.corpus import Corpus
 
 

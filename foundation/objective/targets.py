@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from foundation.collectives import max_over_ranks, sum_over_ranks
+from foundation.objective.collectives import max_over_ranks, sum_over_ranks
 
 TargetKind = Literal["sinkhorn", "centring"]
 

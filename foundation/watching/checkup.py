@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from foundation.health import LEAST_SCANS, knn_auroc
-from foundation.monitors import cls_patch_cosine, feature_monitors
-from foundation.pinned import PinnedSet
 from foundation.preprocessing import Preprocessing, normalise_batch
-from foundation.ranks import gather_from_ranks
+from foundation.running.ranks import gather_from_ranks
 from foundation.vit import Vit3d
+from foundation.watching.monitors import cls_patch_cosine, feature_monitors
+from foundation.watching.pinned import PinnedSet
 from shards.streaming.batch import CropBatch
 
 

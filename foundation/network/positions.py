@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from foundation.patches import Shape, rows_of
+from foundation.network.patches import Shape, rows_of
 
 Position = Literal["sincos", "learned", "rope", "rope_mm"]
 

@@ -7,10 +7,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from foundation.collectives import num_ranks, sum_over_ranks
-from foundation.masking import boxes, hidden_count
-from foundation.patches import Shape
-from foundation.randomness import sample_generator
+from foundation.network.patches import Shape
+from foundation.objective.collectives import num_ranks, sum_over_ranks
+from foundation.objective.masking import boxes, hidden_count
+from foundation.running.randomness import sample_generator
 from recipes.load import Section
 
 

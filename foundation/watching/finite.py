@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from foundation.engine import gradient_norm
-from foundation.ranks import gather_from_ranks, mean_over_ranks, stop_all
+from foundation.running.ranks import gather_from_ranks, mean_over_ranks, stop_all
 
 
 class NotFinite(ValueError):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foundation.schedule import linear
+from foundation.running.schedule import linear
 
 
 class Temperatures(NamedTuple):

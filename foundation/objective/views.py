@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foundation.augment import AugmentConfig, CropScale, apply_view, draw_view
-from foundation.channels import drop_channels
+from foundation.network.channels import drop_channels
 from foundation.preprocessing import NormalisedBatch, Preprocessing, normalise_batch
 from foundation.vit import Crops
 from recipes.load import Section

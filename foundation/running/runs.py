@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from foundation.checkpoint import newest_checkpoint, read_state
-from foundation.files import numbered
+from foundation.running.files import numbered
 from recipes.load import Section, to_yaml
 from shards.files import write_json, write_text
 

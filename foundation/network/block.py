@@ -15,7 +15,7 @@ from timm.layers import LayerScale, Mlp, SwiGLUPacked, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foundation.positions import Rope, rotate
+from foundation.network.positions import Rope, rotate
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 MlpKind = Literal["gelu", "swiglu"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foundation.randomness import sample_generator
+from foundation.running.randomness import sample_generator
 
 _MAX_BOXES = 64
 _LARGEST_BOX = 0.5

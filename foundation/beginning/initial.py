@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import Field, model_validator
 
-from foundation.fitting import Fitted, fit
-from foundation.inflate import InflationError
-from foundation.sources import TIMM, Source, read_backbone, read_file, read_timm
+from foundation.beginning.fitting import Fitted, fit
+from foundation.beginning.inflate import InflationError
+from foundation.beginning.sources import TIMM, Source, read_backbone, read_file, read_timm
 from foundation.vit import Vit3d, VitConfig, build_vit
 from recipes.load import Section
 from shards.files import write_json

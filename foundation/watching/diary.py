@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from tqdm import tqdm
 
-from foundation.alarms import Alarm, Alarms
-from foundation.finite import MicroBatch
 from foundation.log import Progress, RunLog, Stopwatch
+from foundation.watching.alarms import Alarm, Alarms
+from foundation.watching.finite import MicroBatch
 
 BESIDE = ("read", "decode")
 """Stretches that pass while a worker reads, beside those of the loop, or within its wait."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from foundation.randomness import sample_generator
+from foundation.running.randomness import sample_generator
 
 
 def drop_channels(

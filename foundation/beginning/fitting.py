@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from foundation.inflate import (
+from foundation.beginning.inflate import (
     ABSENT,
     LEARNED,
     PATCH,
@@ -17,7 +17,7 @@ from foundation.inflate import (
     fitted_patch,
     fitted_positions,
 )
-from foundation.positions import PositionScheme
+from foundation.network.positions import PositionScheme
 from foundation.vit import Vit3d
 
 # What a backbone may have or not without the rest of it becoming another function.

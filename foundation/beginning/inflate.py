@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foundation.patches import Shape
-from foundation.positions import sincos_axis
+from foundation.network.patches import Shape
+from foundation.network.positions import sincos_axis
 
 LEARNED = "learned"
 PATCH, BIAS, POSITIONS = "patch_embed.weight", "patch_embed.bias", "position_table"

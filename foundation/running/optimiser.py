@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from foundation.parameters import LayerRates
-from foundation.schedule import cosine
+from foundation.running.parameters import LayerRates
+from foundation.running.schedule import cosine
 from recipes.load import Section
 
 _BASE_BATCH = {"linear": 256, "sqrt": 1024}

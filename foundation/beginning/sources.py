@@ -12,8 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foundation.backbone import load_backbone
-from foundation.fitting import positions_in_words
-from foundation.inflate import PATCH, FlatNetwork, InflationError, Weights, weights_of_flat
+from foundation.beginning.fitting import positions_in_words
+from foundation.beginning.inflate import (
+    PATCH,
+    FlatNetwork,
+    InflationError,
+    Weights,
+    weights_of_flat,
+)
 from shards.files import sha256_of
 
 TIMM = "timm:"

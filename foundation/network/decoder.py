@@ -4,8 +4,8 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from foundation.block import LayerNorm, Segment, build_blocks, initialise_layers
-from foundation.positions import sincos_positions
+from foundation.network.block import LayerNorm, Segment, build_blocks, initialise_layers
+from foundation.network.positions import sincos_positions
 from foundation.vit import Vit3d
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from foundation.initial import with_beginning
+from foundation.beginning.initial import with_beginning
 from shards.streaming.corpus import Corpus
 
 SCHEMA_VERSION = 1

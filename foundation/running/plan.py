@@ -1,0 +1,108 @@
+"""What a pretraining is about to do: checked by rank 0, and said, before it is built."""
+
+from typing import Any, NamedTuple
+
+from foundation.beginning.initial import find_beginning, keep_beginning
+from foundation.engine import check_engine, compilation_ahead
+from foundation.log import check_log
+from foundation.recipe import PretrainConfig
+from foundation.running.job import (
+    Portions,
+    check_channels,
+    check_folder,
+    check_space,
+    check_spacing,
+    device_name,
+    portions_of,
+)
+from foundation.running.ranks import Ranks
+from foundation.running.runs import BACKBONE, RunState, open_run
+from foundation.watching.pinned import PinnedScan, pinned_scans
+from shards.streaming.corpus import Corpus, open_corpus
+from shards.streaming.reading import folder_list
+
+
+class Plan(NamedTuple):
+    """What rank 0 found before anything heavy is built."""
+
+    state: RunState
+    portions: Portions
+    shards_digest: str
+    pinned: list[PinnedScan]
+    initial_digest: str | None
+    """of the weights to begin from; None where they are drawn"""
+
+
+def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
+    """Check everything that can be known before the job, and open the run's folder."""
+    check_log(config.log)
+    check_engine(config.deepspeed, has_gpu=ranks.device.type == "cuda")
+    portions = portions_of(
+        config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        world_size=ranks.world_size,
+    )
+    check_channels(config.vit.in_chans, sequences=config.reading.sequences)
+    corpus = corpus_of(config)
+    for reader in corpus.readers:
+        check_spacing(config.preprocessing.spacing_mm, dataset=reader.dataset, shards=str(reader))
+    pinned = pinned_scans(
+        corpus, num_scans=config.health.num_scans, label=config.health.label, seed=config.seed
+    )
+    check_folder(config.out)
+    beginning = find_beginning(config.init, vit_config=config.vit) if config.init else None
+    announce_reading(corpus)
+    print(f"writes  {config.folder}", flush=True)
+    state = open_run(
+        config.folder,
+        recipe=config,
+        shards_digest=corpus.digest,
+        world_size=ranks.world_size,
+        begun=beginning.summary if beginning else None,
+        if_changed=config.resume.if_changed,
+        say=lambda text: print(text, flush=True),
+    )
+    if state.finished:
+        print(f"up to date: {config.folder / BACKBONE}", flush=True)
+    elif beginning:
+        keep_beginning(config.folder, beginning)
+    initial_digest = beginning.source.digest if beginning else None
+    return Plan(state, portions, corpus.digest, pinned, initial_digest)
+
+
+def corpus_of(config: PretrainConfig) -> Corpus:
+    """The shards that the recipe names."""
+    return open_corpus(
+        folder_list(config.shards), plan=config.plan, seed=config.seed, cache=config.reading.cache
+    )
+
+
+def announce_reading(corpus: Corpus) -> None:
+    """Say what is read, and what of it never is."""
+    for reader in corpus.readers:
+        dataset = reader.dataset
+        told = f"{dataset['num_samples']} scans of {dataset['num_subjects']} subjects"
+        print(f"reads   {reader}: {told}", flush=True)
+    if corpus.excluded:
+        told = "have none of reading.sequences and are left out"
+        print(f"skips   {corpus.excluded} scans: they {told}", flush=True)
+
+
+def announce(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> None:
+    """Say what is about to run, once it is known to fit the disk."""
+    check_space(config.out, method=method, keep=config.checkpoint.keep)
+    d, h, w = config.preprocessing.crop_shape
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    kept = sum(p.numel() for p in method.backbone.parameters())
+    train, begin = config.train, plan.state.step
+    print(
+        f"model   {config.method_name}, {trained / 1e6:.2f} M trained parameters, backbone "
+        f"{kept / 1e6:.2f} M, {config.tokens_per_scan} tokens a crop of {d} x {h} x {w}\n"
+        f"job     {train.steps} steps of {train.global_batch} scans = {ranks.world_size} ranks x "
+        f"{plan.portions.micro_batch} x {plan.portions.accumulation}, {device_name(ranks.device)}, "
+        f"{config.deepspeed.precision}, ZeRO stage {config.deepspeed.stage}, "
+        + (f"going on from step {begin}" if begin else "from the beginning"),
+        flush=True,
+    )
+    if ranks.device.type == "cpu" and (told := compilation_ahead()):
+        print(told, flush=True)
