@@ -1,7 +1,7 @@
 # Every target sets up what it needs by itself; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real real-data test check report bench soak hardness
+.PHONY: help setup demo real real-data test check report bench learn soak hardness
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -75,8 +75,24 @@ bench: $(READY) ## speed of reading, building, streaming and of the methods, as 
 	@$(RUN) shards.bench --out reports/bench.json
 	@$(RUN) foundation.bench --out reports/bench_methods.json
 
-soak: $(READY) ## long proofs: thousands of damaged files and shards (slow)
-	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards/test_fuzz.py
+soak: $(READY) ## long proofs: thousands of damaged files and shards, planted collapses (slow)
+	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards/test_fuzz.py \
+		tests/foundation/test_collapse.py tests/foundation/test_bench.py
+
+learn: $(READY) ## what pretraining gains over random initialisation, on three fresh phantom cohorts (an hour or two)
+	@for seed in 2 3 4; do \
+		$(RUN) shards.phantom data/learn/$$seed/phantom --subjects 600 --seed $$seed || exit; \
+		$(RUN) shards.build recipes/shards/demo.yaml name=learn data_root=data/learn/$$seed \
+			out=data/learn/$$seed/shards if_changed=rebuild || exit; \
+		for method in mae dino; do \
+			$(RUN) foundation.pretrain recipes/pretrain/learn_$$method.yaml name=learn_$${method}_$$seed \
+				shards=data/learn/$$seed/shards seed=$$seed resume.if_changed=restart || exit; \
+		done; \
+		$(RUN) evaluation.run recipes/evaluation/learn.yaml name=learn_$$seed \
+			data_root=data/learn/$$seed backbones.mae=runs/learn_mae_$$seed/backbone \
+			backbones.dino=runs/learn_dino_$$seed/backbone test=$(TEST) || exit; \
+	done
+	@$(RUN) evaluation.claim stores/learn_2 stores/learn_3 stores/learn_4 --out reports/learn
 
 hardness: $(READY) ## the phantom diseases are there to be found, and not by intensity alone (slow)
 	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards/test_phantom_hardness.py

@@ -10,6 +10,7 @@ from foundation.bench.__main__ import RECORDED
 from foundation.bench.results import load_results
 from foundation.bench.table import markdown
 from foundation.recipe import PretrainConfig
+from foundation.watching.alarms import HEALTHY
 from recipes.load import parse
 from shards.build import BuildConfig
 from shards.streaming.reading import FolderConfig, StreamConfig
@@ -75,3 +76,9 @@ def test_the_pretraining_recipes_that_are_told_load(readme: str) -> None:
 
 def test_the_speed_of_the_methods_is_the_recorded_one(readme: str) -> None:
     assert markdown(load_results(RECORDED)) in readme
+
+
+def test_the_healthy_ranges_are_those_of_the_alarms(readme: str) -> None:
+    told = re.findall(r"^\| `(\w+)` \| .* \| (\S+) to (\S+) \|$", readme, flags=re.MULTILINE)
+    ranges = {name: (float(low), float(high)) for name, low, high in told}
+    assert ranges == {name: (each.low, each.high) for name, each in HEALTHY.items()}
