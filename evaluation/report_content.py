@@ -38,6 +38,8 @@ CARD_FIELDS = (
 )
 PROVENANCE_FIELDS = (
     "method",
+    "initialised_from.name",
+    "initialised_from.licence",
     "shards.name",
     "shards.digest",
     "shards.num_samples",
