@@ -85,8 +85,8 @@ learn: $(READY) ## what pretraining gains over random initialisation, on three f
 		$(RUN) shards.build recipes/shards/demo.yaml name=learn data_root=data/learn/$$seed \
 			out=data/learn/$$seed/shards if_changed=rebuild || exit; \
 		for method in mae dino; do \
-			$(RUN) foundation.pretrain recipes/pretrain/learn_$$method.yaml name=learn_$${method}_$$seed \
-				shards=data/learn/$$seed/shards seed=$$seed resume.if_changed=restart || exit; \
+			$(RUN) foundation.pretrain recipes/pretrain/demo_$$method.yaml name=learn_$${method}_$$seed \
+				shards=data/learn/$$seed/shards seed=$$seed log.wandb=false resume.if_changed=restart || exit; \
 		done; \
 		$(RUN) evaluation.run recipes/evaluation/learn.yaml name=learn_$$seed \
 			data_root=data/learn/$$seed backbones.mae=runs/learn_mae_$$seed/backbone \
