@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import store
-from evaluation.statistics import METRICS
+from evaluation.statistics import METRICS, draw_counts
 from recipes.command import errors_in_one_line
 from shards.files import write_text
 
@@ -45,6 +45,7 @@ class Scored(NamedTuple):
     """One store."""
 
     where: str
+    date: str | None
     split: str
     num_subjects: int
     tasks: dict[str, TaskScores]
@@ -82,9 +83,7 @@ def main() -> None:
         text = markdown(findings, found)
         print(text)
         if words.out:
-            dates = [store.read_run(each)["date"] for each in words.stores]
-            content = as_json(findings, found, date=max(filter(None, dates), default=None))
-            store.write_json(words.out.with_suffix(".json"), content)
+            store.write_json(words.out.with_suffix(".json"), as_json(findings, found))
             write_text(words.out.with_suffix(".md"), text + "\n")
             print(f"\nreports: {words.out}.json and .md")
 
@@ -126,7 +125,7 @@ def read_scored(where: Path) -> Scored:
         task: _task_scores(table, place=place, metric=run["tasks"][task]["metric"])
         for task, table in chosen.items()
     }
-    return Scored(str(where), run["split"], len(everyone), tasks, runs, twins)
+    return Scored(str(where), run["date"], run["split"], len(everyone), tasks, runs, twins)
 
 
 def compare(
@@ -172,12 +171,10 @@ def markdown(findings: Mapping[str, Finding], stores: Sequence[Scored]) -> str:
     return "\n".join(lines)
 
 
-def as_json(
-    findings: Mapping[str, Finding], stores: Sequence[Scored], *, date: str | None
-) -> dict[str, Any]:
+def as_json(findings: Mapping[str, Finding], stores: Sequence[Scored]) -> dict[str, Any]:
     """Everything that :func:`markdown` says, unrounded."""
     return {
-        "date": date,
+        "date": max((each.date for each in stores if each.date), default=None),
         "split": stores[0].split,
         "stores": [each.where for each in stores],
         "protocol": PROTOCOL,
@@ -219,11 +216,7 @@ def _drawn(stores: Sequence[Scored], *, num_bootstraps: int, seed: int) -> _Draw
     chosen = rng.integers(0, num, (num_bootstraps, num))
     weights = [
         [
-            rng.multinomial(
-                each.num_subjects,
-                np.full(each.num_subjects, 1 / each.num_subjects),
-                size=num_bootstraps,
-            ).astype(np.float64)
+            draw_counts(rng, [np.arange(each.num_subjects)], num_bootstraps, each.num_subjects)
             for each in stores
         ]
         for _ in range(num)
@@ -273,14 +266,15 @@ def _difference(scored: Scored, method: str, weight: Floats) -> Floats:
 
 def _parts(scored: Scored, method: str, weight: Floats) -> Floats:
     """(runs, 2, tasks, draws): each backbone's metric, and the mean of its untrained twins'."""
+    runs = scored.runs[method]
     measured = {
         name: np.stack([_measure(task, name, weight) for task in scored.tasks.values()])
-        for name in {*scored.twins, *(n for names in scored.twins.values() for n in names)}
+        for name in {*runs, *(twin for run in runs for twin in scored.twins[run])}
     }
     return np.stack(
         [
-            [measured[name], np.mean([measured[twin] for twin in scored.twins[name]], axis=0)]
-            for name in scored.runs[method]
+            [measured[run], np.mean([measured[twin] for twin in scored.twins[run]], axis=0)]
+            for run in runs
         ]
     )
 

@@ -112,12 +112,12 @@ def bootstrap_draws(
     step = max(1, _ENTRIES_AT_ONCE // len(truth))
     parts = []
     for start in range(0, num_bootstraps, step):
-        weight = _draw_counts(rng, strata, min(step, num_bootstraps - start), len(truth))
+        weight = draw_counts(rng, strata, min(step, num_bootstraps - start), len(truth))
         parts.append(METRICS[name](truth, value, weight))
     return np.concatenate(parts)
 
 
-def _draw_counts(
+def draw_counts(
     rng: np.random.Generator, strata: list[NDArray[np.int64]], draws: int, n: int
 ) -> Floats:
     """How often each of ``n`` rows is drawn, (draws, n); each stratum keeps its size."""

@@ -162,7 +162,7 @@ def run_steps(
         diary.watch.lap("wait")
         set_schedules(config, engine=engine, method=method, step=step)
         seed_layers(config.seed, batch=batch)
-        loss, metrics = engine(on_device(batch, device=ranks.device), step)
+        loss, metrics = engine(batch.to(ranks.device), step)
         diary.watch.lap("forward")
         engine.backward(loss)
         diary.watch.lap("backward")
@@ -209,11 +209,6 @@ def stream(
         max_damaged=config.reading.max_damaged,
         timeout_s=config.reading.timeout_s,
     )
-
-
-def on_device(batch: CropBatch, *, device: torch.device) -> CropBatch:
-    """The same batch with its voxels there; what else is needed there, is small."""
-    return batch._replace(volume=batch.volume.to(device), masks=batch.masks.to(device))
 
 
 def set_schedules(config: PretrainConfig, *, engine: Any, method: Method, step: int) -> None:
@@ -301,7 +296,7 @@ def picture_batch(config: PretrainConfig, *, corpus: Corpus, device: torch.devic
         max_damaged=config.reading.max_damaged,
         timeout_s=config.reading.timeout_s,
     )
-    return on_device(next(batches), device=device)
+    return next(batches).to(device)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from foundation.network.patches import Shape, patch_grid, patchify, rows_of
 from foundation.network.positions import Position, PositionScheme, sincos_positions
 from recipes.load import Section
 
-_OWN_PARAMETERS = ("cls_token", "registers", "absent_embed", "position_table")
 _SHORTEST_PATCHES, _LONGEST_PATCHES = 4, 64
 _PERIODS_MM = (40.0, 1280.0)
 
@@ -200,8 +199,7 @@ class Vit3d(nn.Module):
         """Draw every weight from torch's global generator, as timm does for its ViTs."""
         initialise_layers(self)
         nn.init.xavier_uniform_(self.patch_embed.weight)
-        for name, parameter in self.named_parameters(recurse=False):
-            assert name in _OWN_PARAMETERS
+        for parameter in self.parameters(recurse=False):
             trunc_normal_(parameter, std=0.02)
 
     def compile_blocks(self, *, backend: str = "inductor") -> None:

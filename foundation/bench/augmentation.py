@@ -18,7 +18,6 @@ from foundation.bench.results import Ratio, compared
 from foundation.dino import DinoConfig
 from foundation.network.patches import Shape
 from foundation.preprocessing import NormalisedBatch, Preprocessing, normalise_batch
-from foundation.pretrain import on_device
 from shards.bench.timing import quietly, take_turns
 from shards.streaming.batch import CropBatch
 
@@ -27,7 +26,7 @@ def augmentation_ratio(case: Case, *, ground: Ground, extent: Extent) -> Ratio:
     """One global view of each volume of a batch, by turns."""
     preprocessing = Preprocessing(crop_shape=case.crop_shape)
     crops = synthetic_batch(case.crop_shape, size=case.micro_batch, modality="MR")
-    batch = on_device(crops, device=ground.device)
+    batch = crops.to(ground.device)
     normalised = normalise_batch(batch, preprocessing=preprocessing)
     contenders = {
         "batched": _ours(batch, normalised, preprocessing=preprocessing, ground=ground),

@@ -9,7 +9,6 @@ from foundation.bench.cases import Case, Extent
 from foundation.bench.clock import Ground
 from foundation.bench.model import start, updates_of
 from foundation.bench.results import FlowFigures
-from foundation.pretrain import on_device
 from shards.bench.timing import spread
 from shards.bench.volume import FULL, build_shards, write_scans
 from shards.stream import crop_batches
@@ -39,7 +38,7 @@ def flow_figures(case: Case, *, ground: Ground, extent: Extent, shards: Path) ->
         began = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - began
-        update(on_device(batch, device=ground.device))
+        update(batch.to(ground.device))
         ground.finished()
         if number >= extent.warmup:
             waits.append(waited)

@@ -12,7 +12,6 @@ from foundation.bench.clock import Ground, resident_bytes, timed
 from foundation.bench.flops import work_of
 from foundation.bench.results import Peak, StepFigures
 from foundation.methods import Method
-from foundation.pretrain import on_device
 from foundation.vit import set_execution
 from shards.bench.timing import spread
 from shards.streaming.batch import CropBatch
@@ -48,7 +47,7 @@ def measure(case: Case, ground: Ground, extent: Extent, peak: Peak, compiled: bo
     method = start(case, ground, compiled=compiled)
     update = updates_of(method, ground)
     crops = synthetic_batch(case.crop_shape, size=case.micro_batch, modality="CT")
-    batch = on_device(crops, device=ground.device)
+    batch = crops.to(ground.device)
     for _ in range(extent.warmup):
         update(batch)
     taken = spread([timed(lambda: update(batch), ground) for _ in range(extent.repeats)])

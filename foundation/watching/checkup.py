@@ -83,10 +83,7 @@ class Checkup:
         )
 
     def _features(self, batch: CropBatch) -> tuple[Tensor, Tensor]:
-        there = batch._replace(
-            volume=batch.volume.to(self._device), masks=batch.masks.to(self._device)
-        )
-        normalised = normalise_batch(there, preprocessing=self._preprocessing)
+        normalised = normalise_batch(batch.to(self._device), preprocessing=self._preprocessing)
         output = self._backbone(
             normalised.volume, spacing_mm=normalised.spacing_mm, present=batch.present
         )

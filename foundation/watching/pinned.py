@@ -6,13 +6,13 @@ foreground. They are read once, and stay in memory as the integers that were sto
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from shards.streaming.batch import CropBatch, Row, stack
-from shards.streaming.corpus import OWN_COLUMNS, Corpus
+from shards.streaming.corpus import Corpus, column_value
 from shards.streaming.crops import Box, CropPlan, crop_extent, crop_start
 from shards.streaming.order import random_words
 from shards.streaming.reader import DamagedSample
@@ -125,19 +125,13 @@ def _facts(corpus: Corpus, *, label: str | None) -> Iterator[_Facts]:
     """Of every scan that can be drawn; records are read once for each folder."""
     for reader in corpus.readers:
         found = [
-            (scan["subject"], None if label is None else _value(scan, label))
+            (scan["subject"], None if label is None else column_value(scan, label))
             for scan in reader.samples.scans()
         ]
         for number, source in enumerate(corpus.sources):
             if source.reader is reader:
                 for sample in source.indices.tolist():
                     yield _Facts(number, sample, *found[sample])
-
-
-def _value(scan: Mapping[str, Any], column: str) -> Any:
-    if column == "modality":
-        return scan["sequences"][0]["modality"]
-    return scan[column] if column in OWN_COLUMNS else scan["values"].get(column)
 
 
 def _classes(values: list[Any]) -> list[str | None]:

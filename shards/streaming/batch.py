@@ -82,6 +82,10 @@ class CropBatch(NamedTuple):
     wait_s: float
     damaged: list[Damage]
 
+    def to(self, device: torch.device) -> "CropBatch":
+        """The same batch with its voxels there; what else is needed there, is small."""
+        return self._replace(volume=self.volume.to(device), masks=self.masks.to(device))
+
 
 class Row(NamedTuple):
     """One crop with what a batch tells of it."""

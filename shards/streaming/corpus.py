@@ -165,7 +165,8 @@ def _survey(reader: ShardReader, *, plan: CropPlan, column: str | None) -> _Surv
             continue
         indices.append(index)
         if column is not None:
-            values.append(_value(scan, column))
+            value = column_value(scan, column)
+            values.append(UNKNOWN if value is None else str(value))
     if column is not None and column not in columns:
         raise ValueError(
             f"{reader}: no sample has a column {column!r} to balance; there is "
@@ -180,11 +181,11 @@ def _survey(reader: ShardReader, *, plan: CropPlan, column: str | None) -> _Surv
     return _Survey(found, values if column is not None else None, sequences, masks)
 
 
-def _value(scan: Mapping[str, Any], column: str) -> str:
+def column_value(scan: Mapping[str, Any], column: str) -> Any:
+    """What a sample's record holds of a column, its own or the cohort's; None if it is unknown."""
     if column == "modality":
-        return str(scan["sequences"][0]["modality"])
-    value = scan[column] if column in OWN_COLUMNS else scan["values"].get(column)
-    return UNKNOWN if value is None else str(value)
+        return scan["sequences"][0]["modality"]
+    return scan[column] if column in OWN_COLUMNS else scan["values"].get(column)
 
 
 def _sources(name: str, reader: ShardReader, survey: _Survey, weight: float) -> list[Source]:

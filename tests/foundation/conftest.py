@@ -1,6 +1,12 @@
 """Shared by the tests of this package: a batch as the stream gives it, without any shards."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +58,22 @@ def _crop_batch(shape: tuple[int, int, int], *, positions: list[int]) -> CropBat
 def crop_batch() -> Callable[..., CropBatch]:
     """``crop_batch((D, H, W), positions=[...])``: the same position gives the same crop."""
     return _crop_batch
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks(project: Path) -> Callable[[str], list[dict[str, Any]]]:
+    """``on_two_ranks("script.py")``: the JSON lines that a script of this folder prints there."""
+
+    def run(script: str) -> list[dict[str, Any]]:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        done = subprocess.run(
+            [*launch, "--nproc-per-node", "2", str(Path(__file__).with_name(script))],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(project)},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    return run

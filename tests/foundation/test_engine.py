@@ -1,9 +1,5 @@
 """DeepSpeed computes what plain autograd computes, and known wrong combinations do not start."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,19 +11,9 @@ TOLERANCE = 1e-6
 """Of weights around 0.3 that move by 0.05 a step: a few roundings of float32."""
 
 
-def test_two_ranks_equal_plain_autograd_on_the_joined_batch(project: Path) -> None:
+def test_two_ranks_equal_plain_autograd_on_the_joined_batch(on_two_ranks) -> None:
     """All stages and precisions, with accumulation, clipping, groups and a frozen last layer."""
-    script = Path(__file__).with_name("engine_parity.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc-per-node", "2", str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(project)},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = on_two_ranks("engine_parity.py")
     seen = {(line["stage"], line["precision"], line["rank"]) for line in lines}
     assert seen == {(s, p, r) for s in (0, 1, 2) for p in ("fp32", "bf16") for r in (0, 1)}
     for line in lines:
