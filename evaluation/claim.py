@@ -96,6 +96,10 @@ def read_scored(where: Path) -> Scored:
     """
     run = store.read_run(where)
     models: dict[str, dict[str, Any]] = run["models"]
+    if not all("architecture" in model for model in models.values()):
+        raise ClaimError(
+            f"{where}: written by an earlier version; run python -m evaluation.run again"
+        )
     runs: dict[str, list[str]] = {}
     twins: dict[str, list[str]] = {}
     for name, model in models.items():
@@ -107,7 +111,7 @@ def read_scored(where: Path) -> Scored:
             for other, each in models.items()
             if each["kind"] == "floor" and each["architecture"] == model["architecture"]
         ]
-        if model["architecture"] is None or not twins[name]:
+        if not twins[name]:
             raise ClaimError(f"{where}: no random initialisation of {name}; set random_init.seeds")
     if not runs:
         raise ClaimError(f"{where}: holds no pretrained backbone; name some under backbones")

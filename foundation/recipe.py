@@ -67,6 +67,8 @@ class PretrainConfig(MethodSections):
     @model_validator(mode="after")
     def _check(self) -> "PretrainConfig":
         patch_grid(self.preprocessing.crop_shape, self.vit.patch_size)
+        if self.dino is not None:
+            patch_grid(self.dino.local_crops.shape, self.vit.patch_size)
         folder_list(self.shards)
         return self
 

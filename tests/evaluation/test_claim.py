@@ -133,7 +133,7 @@ def test_the_interval_is_that_of_a_loop_over_draws(tmp_path: Path) -> None:
     assert np.mean(draws) == pytest.approx(found.difference, abs=0.01)
 
 
-@pytest.mark.parametrize("lacking", ["backbone", "twin"])
+@pytest.mark.parametrize("lacking", ["backbone", "twin", "architecture"])
 def test_a_store_that_cannot_tell_is_refused(tmp_path: Path, lacking: str) -> None:
     where = planted(tmp_path / "one", seed=2, gain=0.1)
     run = store.read_run(where)
@@ -142,8 +142,14 @@ def test_a_store_that_cannot_tell_is_refused(tmp_path: Path, lacking: str) -> No
             each["architecture"] = "another"
         elif lacking == "backbone":
             each["kind"] = "floor"
+        elif lacking == "architecture":
+            del each["architecture"]
     store.write_run(where, {k: v for k, v in run.items() if k not in ("digest", "schema_version")})
-    told = {"backbone": "holds no pretrained backbone", "twin": "no random initialisation of mae"}
+    told = {
+        "backbone": "holds no pretrained backbone",
+        "twin": "no random initialisation of mae",
+        "architecture": "written by an earlier version",
+    }
     with pytest.raises(ClaimError, match=told[lacking]):
         read_scored(where)
 

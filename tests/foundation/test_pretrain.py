@@ -234,6 +234,14 @@ def test_a_recipe_that_makes_no_sense(
         load(mae(shards, tmp_path), PretrainConfig, words)
 
 
+def test_local_crops_that_patches_do_not_tile_are_refused_with_the_recipe(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Before the run's folder is begun, which would hold a recipe that cannot run."""
+    with pytest.raises(RecipeError, match=r"\(8, 9, 8\) voxels .* \(8, 8, 4\) patches"):
+        load(dino(shards, tmp_path), PretrainConfig, ["dino.local_crops.shape=[8,9,8]"])
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
