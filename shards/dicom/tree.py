@@ -5,10 +5,11 @@ out, never an exception of the parser: its texts quote the header.
 """
 
 import logging
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -219,15 +220,13 @@ def read_header(source: Path | BinaryIO) -> Header | str:
 
 
 def _header(file: BinaryIO) -> Header | str:
-    import pydicom.filereader
-
     try:
         refuse_bombs(file)
     except ScanError:
         return "not a DICOM file"
     with quiet():
         try:
-            found = pydicom.filereader.read_partial(
+            found = _pydicom().filereader.read_partial(
                 file, _is_past_image_description, specific_tags=_tags(HEADER_TAGS)
             )
             if str(found.file_meta.get("MediaStorageSOPClassUID")) == DICOMDIR:
@@ -254,9 +253,7 @@ def _is_past_image_description(tag: Any, vr: str | None, length: int) -> bool:  
 
 
 def _tags(names: Sequence[str | int]) -> list[Any]:
-    from pydicom.tag import Tag
-
-    return [Tag(name) for name in names]
+    return [_pydicom().tag.Tag(name) for name in names]
 
 
 def refuse_bombs(file: BinaryIO) -> None:
@@ -288,14 +285,12 @@ def read_dataset(path: Path, *, tags: Sequence[str | int] | None = None) -> Any:
     Raises:
         ScanError: The file cannot be read, or not as DICOM.
     """
-    import pydicom
-
     with quiet():
         try:
             with path.open("rb") as file:
                 refuse_bombs(file)
                 chosen = None if tags is None else _tags(tags)
-                return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=chosen)
+                return _pydicom().dcmread(file, stop_before_pixels=True, specific_tags=chosen)
         except ScanError:
             raise
         except Exception as error:
@@ -321,10 +316,9 @@ def decoded_frames(path: Path, *, indices: Sequence[int]) -> Iterator[np.ndarray
 
 def frames_here(path: Path, *, indices: Sequence[int]) -> Iterator[np.ndarray]:
     """:func:`decoded_frames` in this process, which a decoder of compressed pixels may end."""
-    from pydicom.pixels.utils import iter_pixels
-
     try:
-        yield from iter_pixels(_pixel_source(path), indices=indices, raw=True)
+        source = _pixel_source(path)
+        yield from _pydicom().pixels.utils.iter_pixels(source, indices=indices, raw=True)
     except ScanError:
         raise
     except Exception as error:
@@ -333,10 +327,9 @@ def frames_here(path: Path, *, indices: Sequence[int]) -> Iterator[np.ndarray]:
 
 def _syntax(path: Path) -> Any:
     """The transfer syntax; only the file's meta information is read."""
-    import pydicom.filereader
-
     with path.open("rb") as file:
-        return pydicom.filereader.read_partial(file, lambda *_: True).file_meta.TransferSyntaxUID
+        meta = _pydicom().filereader.read_partial(file, lambda *_: True).file_meta
+        return meta.TransferSyntaxUID
 
 
 def _undecodable(error: Exception) -> ScanError:
@@ -346,30 +339,62 @@ def _undecodable(error: Exception) -> ScanError:
 
 def _pixel_source(path: Path) -> Any:
     """The path, of which pydicom reads frame by frame; or all in memory where it is compressed."""
-    import pydicom
-    from pydicom.encaps import generate_frames
-
+    pydicom = _pydicom()
     syntax = _syntax(path)
     if not (syntax.is_encapsulated or syntax.is_deflated):
         return path
     dataset = pydicom.dcmread(path)
     if syntax.is_encapsulated and syntax != pydicom.uid.RLELossless:
-        frames = generate_frames(
+        frames = pydicom.encaps.generate_frames(
             dataset.PixelData, number_of_frames=int(number(dataset, "NumberOfFrames") or 1)
         )
         check_codestreams(frames, rows=int(dataset.Rows), columns=int(dataset.Columns))
     return dataset
 
 
+_IMPORTING = threading.Lock()
+_QUIETING = threading.Lock()
+_QUIET: list[ExitStack] = []
+
+
+def _pydicom() -> Any:
+    """pydicom and the parts of it used here, imported by one thread at a time.
+
+    Its modules import one another in a circle: a thread that begins while another imports them
+    would see them half made.
+    """
+    with _IMPORTING:
+        import pydicom.encaps
+        import pydicom.filereader
+        import pydicom.pixels.utils
+        import pydicom.tag
+    return pydicom
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings of the parser quote header values: none may reach a log."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Warnings of the parser quote header values: none may reach a log.
+
+    Levels and filters belong to the process: the first thread in sets them, the last one out
+    takes them back.
+    """
+    with _QUIETING:
+        _QUIET.append(_QUIET[-1] if _QUIET else _hushed())
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logger.setLevel(level)
+        with _QUIETING:
+            hushed = _QUIET.pop()
+            if not _QUIET:
+                hushed.close()
+
+
+def _hushed() -> ExitStack:
+    """Silence the parser until the stack is closed."""
+    logger = logging.getLogger("pydicom")
+    undo = ExitStack()
+    undo.callback(logger.setLevel, logger.level)
+    undo.enter_context(warnings.catch_warnings())
+    logger.setLevel(logging.CRITICAL + 1)
+    warnings.simplefilter("ignore")
+    return undo

@@ -1,8 +1,13 @@
 """A tree of files sorted into series by headers alone: every file ends in one place."""
 
 import io
+import logging
 import pickle
 import random
+import subprocess
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +24,7 @@ from shards.dicom.tree import (
     Header,
     Tree,
     find_series,
+    quiet,
     read_header,
     read_tree,
     refusal,
@@ -317,3 +323,48 @@ def test_a_slice_in_two_folders_of_one_series(
     (scan,) = read_series(one.files)
     np.testing.assert_array_equal(scan.voxels, truth)
     assert scan.left_out == {"a repeat of the same slice": 1}
+
+
+def test_a_fresh_process_reads_headers_in_many_threads(tmp_path: Path, slice_file: Write) -> None:
+    """The parser is imported by the first call, and its modules import one another in a circle."""
+    slice_file(tmp_path / "one", np.ones((6, 7), np.int16), position=(0, 0, 0), changes={})
+    program = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from shards.dicom.tree import Header, read_dataset, read_header
+sys.setswitchinterval(1e-5)
+path, ready = Path(sys.argv[1]), Barrier(8)
+def read(number):
+    ready.wait()
+    return read_header(path) if number % 2 else read_dataset(path)
+found = list(ThreadPoolExecutor(8).map(read, range(8)))
+assert all(isinstance(one, Header) for one in found[1::2]), found
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "one")]
+    subprocess.run(command, check=True, timeout=60)
+
+
+def test_the_parser_stays_quiet_until_the_last_thread_is_out() -> None:
+    logger = logging.getLogger("pydicom")
+    level, filters = logger.level, list(warnings.filters)
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with quiet():
+            inside.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=stay)
+    with quiet():
+        other.start()
+        assert inside.wait(10)
+    assert not logger.isEnabledFor(logging.CRITICAL)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.warn("Smythe", stacklevel=1)
+    assert not warned
+    leave.set()
+    other.join(10)
+    assert logger.level == level
+    assert warnings.filters == filters
