@@ -31,10 +31,12 @@ from foundation.objective.ibot import (
     patch_hiding,
 )
 from foundation.objective.koleo import koleo_loss
+from foundation.objective.preparation import Preparation
 from foundation.objective.targets import Centring, SinkhornKnopp, TargetKind, build_targets
 from foundation.objective.views import NUM_GLOBAL_CROPS, LocalCrops, MultiCrop
 from foundation.preprocessing import Preprocessing
 from foundation.running.parameters import UNIFORM, LayerRates, ParameterGroup, parameter_groups
+from foundation.running.randomness import path_draws
 from foundation.running.schedule import cosine
 from foundation.vit import Crops, Vit3d
 from foundation.watching.monitors import normalised_std
@@ -125,6 +127,7 @@ class Dino(nn.Module):
         self.targets = targets
         self.patch_targets = patch_targets
         self.views = views
+        self.prepare = Preparation(views.__call__)
         self.hiding = hiding
         self.weights = weights
         self.temperatures = temperatures
@@ -146,7 +149,7 @@ class Dino(nn.Module):
 
     def forward(self, batch: CropBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighed sum of the losses of a micro batch; the student runs once."""
-        crops = self.views(batch)
+        crops = self.prepare(batch)
         hidden = None
         if self.hiding is not None:
             hidden = self.hiding(batch.position, num_views=NUM_GLOBAL_CROPS)
@@ -154,6 +157,7 @@ class Dino(nn.Module):
         shares = self._shares(crops[0], hidden=hidden, step=step)
         if hidden is not None:
             crops[0] = crops[0]._replace(hidden=hidden.hidden)
+        crops = self._with_path_draws(crops, positions=batch.position.tolist())
         student = self.student(crops, None if hidden is None else hidden.rows)
         losses = self._losses(student, shares=shares, hidden=hidden, subject=batch.subject)
         loss = torch.stack([getattr(self.weights, name) * losses[name] for name in losses]).sum()
@@ -185,6 +189,21 @@ class Dino(nn.Module):
             backbone=self.student.backbone,
             last_layer=last,
         )
+
+    def _with_path_draws(self, crops: list[Crops], *, positions: list[int]) -> list[Crops]:
+        """What the student's drop path takes, from each sample and view."""
+        num_values = self.student.backbone.num_draws
+        if not num_values:
+            return crops
+        sizes = [len(each.volume) for each in crops]
+        draws = path_draws(
+            self.views.seed,
+            positions=positions,
+            num_views=sum(sizes) // len(positions),
+            num_values=num_values,
+        )
+        parts = draws.split(sizes)
+        return [each._replace(draws=part) for each, part in zip(crops, parts, strict=True)]
 
     @torch.no_grad()
     def _shares(self, crops: Crops, *, hidden: HiddenPatches | None, step: int) -> Shares:

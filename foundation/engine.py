@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from foundation.running.parameters import ParameterGroup
 from recipes.load import Section
@@ -27,11 +27,15 @@ class DeepSpeedConfig(Section):
     """How the optimiser's state is spread over ranks, and in which precision layers compute."""
 
     stage: Literal[0, 1, 2, 3] = Field(
-        default=0, description="ZeRO: 0 none, 1 optimiser, 2 gradients"
+        default=0, description="ZeRO, what is spread: 1 optimiser, 2 gradients, 3 parameters too"
     )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
         description="bf16 is torch autocast: parameters stay fp32",
+    )
+    offload_optimiser: bool = Field(
+        default=False,
+        description="keep the optimiser's state in the machine's memory; from stage 1",
     )
 
 
@@ -39,16 +43,21 @@ class EngineError(ValueError):
     """An engine that must not be started; the message says why."""
 
 
-def check_engine(config: DeepSpeedConfig, *, has_gpu: bool) -> None:
+def check_engine(config: DeepSpeedConfig, *, has_teacher: bool, has_gpu: bool) -> None:
     """Refuse, before anything heavy is built, what is known to be wrong or cannot work.
 
     Raises:
         EngineError: With the reason and the way out.
     """
-    if config.stage == 3:
+    if config.stage == 3 and has_teacher:
         raise EngineError(
-            "deepspeed.stage: 3 is not supported: it splits parameters, which the teacher and the "
-            "export need whole, and pays only from about 2 billion parameters; use 0, 1 or 2"
+            "deepspeed.stage: 3 splits the parameters, and a teacher that averages them would have "
+            "to be split alike; it pays only from about 2 billion parameters: use 0, 1 or 2"
+        )
+    if config.offload_optimiser and config.stage == 0:
+        raise EngineError(
+            "deepspeed.offload_optimiser: stage 0 keeps the optimiser's state whole on every "
+            "device; use stage 1, 2 or 3"
         )
     if not has_gpu and not _has_compiler():
         raise EngineError(
@@ -105,6 +114,8 @@ def deepspeed_dict(
             "reduce_bucket_size": min(_BUCKET_ELEMENTS, num_parameters),
         },
     }
+    if config.offload_optimiser:
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
     if config.precision == "bf16":
         # No module reduces in bf16: gradients are averaged as the fp32 numbers they are.
         settings["torch_autocast"] = {
@@ -151,19 +162,37 @@ def start_engine(
 
 
 def gradient_norm(engine: Any) -> float:
-    """Norm of the last update's gradient before clipping: that of all ranks' mean loss."""
-    return float(engine.get_global_grad_norm())
+    """Norm of the last update's gradient before clipping: that of all ranks' mean loss.
+
+    It is infinite where the update was skipped: on every rank, as soon as one rank's gradient had
+    a number that is none. Nothing has moved then, Adam's averages included.
+    """
+    norm = float(engine.get_global_grad_norm())
+    return norm if engine.was_step_applied() and math.isfinite(norm) else math.inf
+
+
+def poison(loss: Tensor) -> Tensor:
+    """A loss that is not finite gets a gradient that is none, whatever its formula would give.
+
+    The gradient's reduction then tells every rank to skip the update.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
 
 
 def _clip_at_step(optimizer: torch.optim.Optimizer, *, clip: float | None) -> None:
     """Clip just before each step, and note the norm where DeepSpeed looks for it.
 
-    Stage 0 alone needs it: DeepSpeed would clip there, but throws the norm away.
+    Stage 0 alone needs it: DeepSpeed would clip there, but throws the norm away, and applies what
+    is not finite. A parameter without gradient is passed over by AdamW.
     """
 
     def measure(optimizer: Any, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer._global_grad_norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+        optimizer._global_grad_norm = norm
+        if not math.isfinite(norm):
+            for parameter in parameters:
+                parameter.grad = None
 
     optimizer.register_step_pre_hook(measure)
 

@@ -54,7 +54,10 @@ class HealthConfig(Section):
     patience_steps: int = Field(
         default=50, ge=1, description="a monitor may be outside its range for so long"
     )
-    on_alarm: Literal["warn", "stop"] = "warn"
+    on_alarm: Literal["warn", "roll_back", "stop"] = Field(
+        default="roll_back",
+        description="to a healthy checkpoint where features collapse and there is one",
+    )
 
     def interval(self, *, num_scans: int, global_batch: int, log_every_steps: int) -> int:
         """Updates between two checks, from counted forwards and so the same on any machine.

@@ -1,19 +1,18 @@
-"""Start a command on several processes of this machine; torchrun, without its report of a failure.
+"""Start a command on several processes of this machine, pass signals on to them, name who failed.
 
     python -m foundation.launch PROCESSES foundation.pretrain RECIPE [section.field=value ...]
 
-The line of the process that failed is then the last on the console, and its code the exit code.
+The line of the process that failed is then the last on the console, and its code the exit code: 75
+where the job was asked to stop and has saved.
 """
 
 import argparse
 import importlib.util
-import logging
 import os
 import sys
 
-from recipes.command import INTERRUPTED, errors_in_one_line
-
-_SIGNALLED = 128
+from foundation.running.processes import run_processes
+from recipes.command import errors_in_one_line
 
 
 class LaunchError(ValueError):
@@ -33,9 +32,15 @@ def main() -> None:
         parser.error(f"processes must be at least 1, got {words.processes}")
     with errors_in_one_line():
         check_module(words.module)
+        check_alone()
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // words.processes)))
-    sys.exit(_launch(words.processes, [words.module, *words.words]))
+    left = run_processes(
+        [sys.executable, "-u", "-m", words.module, *words.words], number=words.processes
+    )
+    if left.line:
+        print(f"error: {left.line}", file=sys.stderr, flush=True)
+    sys.exit(left.code)
 
 
 def check_module(name: str) -> None:
@@ -48,21 +53,14 @@ def check_module(name: str) -> None:
         raise LaunchError(f"{name}: no such module; a command is named like foundation.pretrain")
 
 
-def _launch(processes: int, command: list[str]) -> int:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as torchrun
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    try:
-        torchrun(["--standalone", "--nproc-per-node", str(processes), "-m", *command])
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        code: int = failure.exitcode
-        return code if code >= 0 else _SIGNALLED - code
-    except (SignalException, KeyboardInterrupt):
-        return INTERRUPTED
-    return 0
+def check_alone() -> None:
+    """Raises LaunchError where srun starts this more than once: each would be a job by itself."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1:
+        raise LaunchError(
+            f"srun starts this launcher {tasks} times, and each is a job of one machine; start "
+            f"the ranks themselves: srun python -m foundation.pretrain RECIPE"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a run says: ``log.jsonl`` is the truth, the console and wandb are views of it.
 
 One line per logged step, numbered by the updates done; a resumed run first cuts the lines past the
-step it resumes from, so each step stands there once.
+step it resumes from, so each step stands there once. Incidents stay, wherever the run goes on from.
 """
 
 import importlib.util
@@ -9,16 +9,15 @@ import json
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 from tqdm import tqdm
 
 from recipes.load import Section
+from shards.files import write_text
 
 _CONSOLE_EVERY_S = 10.0
 
@@ -76,11 +75,9 @@ class RunLog:
             name: Of the run.
             recipe: Shown in wandb beside the curves.
         """
-        kept = [line for line in read_log(path) if line["step"] <= start] if path.exists() else []
-        beside = path.with_name(f".{path.name}.tmp")
-        beside.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
-        beside.replace(path)
-        self.wall_s: float = kept[-1].get("wall_s", 0.0) if kept else 0.0
+        self._path = path
+        kept = _cut(path, step=start)
+        self.wall_s: float = max((line.get("wall_s", 0.0) for line in kept), default=0.0)
         self._started = time.perf_counter() - self.wall_s
         self._file = path.open("a", encoding="utf-8")
         self._wandb = _start_wandb(path.parent, name=name, recipe=recipe) if wandb else None
@@ -91,7 +88,14 @@ class RunLog:
         self._file.write(_as_line({**line, "wall_s": round(self.wall_s, 3)}))
         self._file.flush()
         if self._wandb is not None:
-            self._wandb.log(dict(line), step=line["step"])
+            # No step= of wandb's own: it drops what a resumed run does again.
+            self._wandb.log(dict(line))
+
+    def rewind(self, step: int) -> None:
+        """Cut the lines past ``step`` updates away, from which the run goes on another way."""
+        self._file.close()
+        _cut(self._path, step=step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def sync(self) -> None:
         """Bring every line to the disk: a checkpoint must not be newer than its log."""
@@ -105,61 +109,66 @@ class RunLog:
             self._wandb.finish()
 
 
-class Stopwatch:
-    """Where the time of a step goes: each lap adds to one name what passed since the last."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Count the time since the last lap as ``name``."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self._seconds[name] += now - self._last
-        self._last = now
-
-    def add(self, name: str, seconds: float) -> None:
-        """Count time that passed elsewhere, such as in a loader's worker."""
-        self._seconds[name] += seconds
-
-    def take(self) -> dict[str, float]:
-        """Seconds per name since the last taking."""
-        taken = {name: round(seconds, 6) for name, seconds in self._seconds.items()}
-        self._seconds.clear()
-        return taken
-
-
 class Progress:
-    """A bar with the time left on a terminal, a line every ten seconds elsewhere."""
+    """A bar with the time left on a terminal; else a line at first, at last and every 10 s."""
 
-    def __init__(self, *, start: int, total: int) -> None:
-        self._start, self._total = start, total
+    def __init__(self, *, start: int, total: int, scans_per_step: int) -> None:
+        self._step, self._total, self._scans_per_step = start, total, scans_per_step
         self._began = self._spoke = time.monotonic()
+        self._shown = self._shown_before = 0
+        self._scans_per_s = 0.0
         self._bar = (
             tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
             if sys.stderr.isatty()
             else None
         )
 
-    def show(self, step: int, values: Mapping[str, float]) -> None:
-        """Tell that ``step`` updates are done."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    def show(self, step: int, values: Mapping[str, float], *, note: str = "") -> None:
+        """Tell that ``step`` updates are done; after a return to a checkpoint it may be fewer."""
+        self._step = step
+        self._shown += 1
+        now = time.monotonic()
+        due = now - self._spoke >= _CONSOLE_EVERY_S or self._shown == 1 or step == self._total
+        if due:
+            steps = self._shown - self._shown_before
+            self._scans_per_s = steps * self._scans_per_step / max(now - self._spoke, 1e-9)
+            self._spoke, self._shown_before = now, self._shown
+        parts = [f"{name} {value:.4g}" for name, value in values.items()]
+        text = "  ".join([*parts, f"{self._scans_per_s:.3g} scans/s", *([note] if note else [])])
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
-        elif time.monotonic() - self._spoke >= _CONSOLE_EVERY_S or step == self._total:
-            self._spoke = time.monotonic()
-            left_s = (self._spoke - self._began) / (step - self._start) * (self._total - step)
-            clock = f"{int(left_s) // 60}:{int(left_s) % 60:02d}"
-            print(f"step {step}/{self._total}  {text}  left {clock}", file=sys.stderr, flush=True)
+        elif due:
+            left_s = (now - self._began) / self._shown * (self._total - step)
+            print(
+                f"step {step}/{self._total}  {text}  left {clock(left_s)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """End the bar's line."""
         if self._bar is not None:
             self._bar.close()
+
+
+def clock(seconds: float) -> str:
+    """``m:ss``, ``h:mm:ss`` or ``d days h:mm:ss``, as short as it can be said."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if not hours:
+        return f"{minute}:{second:02d}"
+    told = f"{hour}:{minute:02d}:{second:02d}"
+    return told if not days else f"{days} day{'s' if days > 1 else ''} {told}"
+
+
+def _cut(path: Path, *, step: int) -> list[dict[str, Any]]:
+    """Cut the lines past ``step`` updates away, incidents excepted; those that stay."""
+    lines = read_log(path) if path.exists() else []
+    kept = [line for line in lines if line["step"] <= step or "incident" in line]
+    write_text(path, "".join(_as_line(line) for line in kept))
+    return kept
 
 
 def _as_line(line: Mapping[str, Any]) -> str:
@@ -173,7 +182,7 @@ def _start_wandb(folder: Path, *, name: str, recipe: Mapping[str, Any]) -> Any:
     os.environ.setdefault("WANDB_MODE", "online" if os.environ.get("WANDB_API_KEY") else "offline")
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
     try:
-        return wandb.init(
+        run = wandb.init(
             project="scanfm",
             name=name,
             id=_wandb_id(folder),
@@ -182,6 +191,8 @@ def _start_wandb(folder: Path, *, name: str, recipe: Mapping[str, Any]) -> Any:
             config=dict(recipe),
             settings=settings,
         )
+        run.define_metric("*", step_metric="step")
+        return run
     except (wandb.Error, OSError) as error:
         print(f"wandb is off for this run ({error}); log.jsonl has everything", file=sys.stderr)
         return None

@@ -1,8 +1,10 @@
 """Masked autoencoder (He et al. 2022) in 3D: rebuild the hidden patches from the visible ones."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -11,8 +13,10 @@ from foundation.network.decoder import Decoder
 from foundation.network.patches import patchify, unpatchify
 from foundation.objective.mae_loss import masked_error, targets_of, voxel_weights
 from foundation.objective.masking import TokenMask, block_mask, random_mask
+from foundation.objective.preparation import Preparation
 from foundation.preprocessing import NormalisedBatch, Preprocessing, normalise_batch
 from foundation.running.parameters import UNIFORM, LayerRates, ParameterGroup, parameter_groups
+from foundation.running.randomness import path_draws
 from foundation.vit import Vit3d
 from recipes.load import Section
 from shards.scan import MODALITIES
@@ -99,6 +103,7 @@ class Mae(nn.Module):
         self.backbone = vit
         self.decoder = decoder
         self.preprocessing = preprocessing
+        self.prepare = Preparation(partial(normalise_batch, preprocessing=preprocessing))
         self.mask_ratio = mask_ratio
         self.masking = masking
         self.num_masks = num_masks
@@ -112,7 +117,7 @@ class Mae(nn.Module):
     def forward(self, batch: CropBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error on the hidden patches of a batch."""
         del step  # masks follow from each sample's position
-        view = normalise_batch(batch, preprocessing=self.preprocessing)
+        view = self.prepare(batch)
         patch_size = self.backbone.patch_size
         patches = patchify(view.volume, patch_size=patch_size)
         counted = patchify(view.counted, patch_size=patch_size)
@@ -185,6 +190,18 @@ class Mae(nn.Module):
         keep, mask = (torch.stack(each, dim=1).flatten(0, 1) for each in zip(*drawn, strict=True))
         return TokenMask(keep, mask).to(batch.volume.device)
 
+    def _path_draws(self, batch: CropBatch, *, num_masks: int) -> Tensor | None:
+        """(B M, R): what drop path takes, in the order of the masks."""
+        if not self.backbone.num_draws:
+            return None
+        draws = path_draws(
+            self.seed,
+            positions=batch.position.tolist(),
+            num_views=num_masks,
+            num_values=self.backbone.num_draws,
+        )
+        return rearrange(draws, "(m b) r -> (b m) r", m=num_masks)
+
     def _normalised(self, batch: CropBatch) -> Tensor:
         """(B, C) bool: which channels' targets are normalised patch by patch."""
         return self._is_normalised[batch.modality.to(self._is_normalised.device)]
@@ -198,8 +215,14 @@ class Mae(nn.Module):
             seed=self.seed,
             purpose="mae",
         )
-        encoded = self.backbone(view.volume, keep, spacing_mm=view.spacing_mm, present=present)
         copies = len(keep) // len(view.volume)
+        encoded = self.backbone(
+            view.volume,
+            keep,
+            spacing_mm=view.spacing_mm,
+            present=present,
+            draws=self._path_draws(batch, num_masks=copies),
+        )
         prediction: Tensor = self.decoder(
             encoded.cls_token,
             encoded.patch_tokens,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pydantic import model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from foundation.dino import DinoConfig, build_dino
 from foundation.mae import MaeConfig, build_mae
@@ -19,12 +19,16 @@ class Method(Protocol):
     """What the training loop needs; every method is a ``torch.nn.Module`` beside.
 
     ``step`` counts the run's updates from 0 and is the same for every micro batch of an update.
-    Masks and views follow from the run's seed and each sample's position, never from torch's global
-    generator; only drop path draws from that, which the loop seeds anew for each micro batch.
+    Masks, views and what drop path leaves out follow from the run's seed and each sample's
+    position, never from torch's global generator: they are the same on any number of ranks.
     """
 
     freeze_last_layer_steps: int
     """updates in which groups with ``last_layer`` are held by a learning rate of 0"""
+
+    @property
+    def prepare(self) -> nn.Module:
+        """Turns a batch into what the network sees; timed apart from the network."""
 
     @property
     def backbone(self) -> Vit3d:
@@ -65,6 +69,9 @@ class MethodSections(Section):
 
 
 METHODS: dict[str, Callable[..., Any]] = {"mae": build_mae, "dino": build_dino}
+COMPARES_SAMPLES = frozenset({"dino"})
+"""Methods whose loss of one scan depends on which others are in the micro batch, over all ranks."""
+HAS_TEACHER = frozenset({"dino"})
 
 
 def build_method(

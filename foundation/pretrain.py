@@ -3,22 +3,22 @@
     python -m foundation.pretrain recipes/pretrain/demo_mae.yaml
     torchrun --standalone --nproc-per-node 2 -m foundation.pretrain RECIPE [section.field=value ...]
 
-Started again, it goes on from the last whole checkpoint; finished, it says so.
+Started again, it goes on from the last whole checkpoint; finished, it says so. SIGTERM, SIGUSR1 and
+Ctrl-C save first, and leave with code 75.
 """
 
+import sys
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
 from foundation.backbone import save_backbone
 from foundation.beginning.initial import begin_from, kept_beginning
-from foundation.checkpoint import load_checkpoint, save_checkpoint
-from foundation.engine import (
-    deepspeed_dict,
-    start_engine,
-)
+from foundation.checkpoint import CheckpointWriter, Keep, newest_checkpoint, step_name
+from foundation.engine import deepspeed_dict, gradient_norm, poison, start_engine
 from foundation.log import RunLog
 from foundation.mae import Mae
 from foundation.methods import Method, build_method
@@ -27,7 +27,6 @@ from foundation.running.job import device_name
 from foundation.running.optimiser import set_groups
 from foundation.running.plan import Plan, announce, corpus_of, make_plan
 from foundation.running.publish import provenance_of
-from foundation.running.randomness import sample_seed
 from foundation.running.ranks import (
     Ranks,
     from_rank_zero,
@@ -36,14 +35,20 @@ from foundation.running.ranks import (
     losing_a_rank_is_an_error,
     run_on_ranks,
 )
-from foundation.running.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES
-from foundation.vit import Vit3d, build_vit, set_execution
-from foundation.watching.alarms import stop_for
+from foundation.running.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, RunState
+from foundation.running.saving import restore_optimiser, restore_weights, save_checkpoint
+from foundation.running.stopping import StopRequest
+from foundation.vit import build_vit, set_execution
+from foundation.watching.alarms import Alarm, stop_for
+from foundation.watching.checkup import Checkup
 from foundation.watching.diary import Diary
-from foundation.watching.finite import MicroBatch, finite_means, finite_norm
+from foundation.watching.finite import MicroBatch, agree
+from foundation.watching.guard import Guard, Update
+from foundation.watching.heartbeat import Heartbeat
 from foundation.watching.pictures import save_reconstructions
-from foundation.watching.watch import start_alarms, start_checkup
-from recipes.load import digest
+from foundation.watching.watch import start_alarms, start_checkup, start_guard
+from recipes.command import STOPPED
+from recipes.load import digest, to_yaml
 from shards.stream import crop_batches
 from shards.streaming.batch import CropBatch
 from shards.streaming.corpus import Corpus
@@ -51,31 +56,60 @@ from shards.streaming.corpus import Corpus
 _NUM_PICTURES = 6
 
 
+@dataclass(frozen=True)
+class Job:
+    """What stays the same while a run goes on, rolled back or not."""
+
+    config: PretrainConfig
+    plan: Plan
+    ranks: Ranks
+    corpus: Corpus
+    request: StopRequest
+    heartbeat: Heartbeat
+    log: RunLog | None
+    """on rank 0, as the writer"""
+    writer: CheckpointWriter | None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where they lie."""
+        return self.config.folder / CHECKPOINTS
+
+
 def main(config: PretrainConfig) -> None:
     """Pretrain, on this rank of however many there are."""
-    ranks = join_ranks(timeout_s=config.train.timeout_s)
-    try:
-        with losing_a_rank_is_an_error():
-            plan = from_rank_zero(lambda: make_plan(config, ranks=ranks))
-            if not plan.state.finished:
-                pretrain(config, plan=plan, ranks=ranks)
-    finally:
-        leave_ranks()
+    with StopRequest().listen() as request:
+        ranks = join_ranks(timeout_s=config.train.timeout_s)
+        try:
+            with losing_a_rank_is_an_error(config.folder):
+                plan = from_rank_zero(lambda: make_plan(config, ranks=ranks))
+                if not plan.state.finished:
+                    with Heartbeat(
+                        config.folder,
+                        rank=ranks.rank,
+                        world_size=ranks.world_size,
+                        step=plan.state.step,
+                        stall_s=config.safety.stall_s,
+                    ) as heartbeat:
+                        pretrain(
+                            config, plan=plan, ranks=ranks, request=request, heartbeat=heartbeat
+                        )
+        finally:
+            leave_ranks()
 
 
-def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    plan: Plan,
+    ranks: Ranks,
+    request: StopRequest,
+    heartbeat: Heartbeat,
+) -> None:
     """Build, train to the last step, publish."""
-    torch.manual_seed(config.seed)
-    method = build_method(
-        config,
-        vit=first_backbone(config, plan=plan),
-        preprocessing=config.preprocessing,
-        total_steps=config.train.steps,
-        seed=config.seed,
-    )
+    method = first_method(config, plan=plan)
     from_rank_zero(lambda: announce(config, plan=plan, ranks=ranks, method=method))
-    engine = start(config, plan=plan, ranks=ranks, method=method)
-    log = None
+    log, writer = None, None
     if ranks.rank == 0:
         log = RunLog(
             config.folder / LOG,
@@ -84,22 +118,44 @@ def pretrain(config: PretrainConfig, *, plan: Plan, ranks: Ranks) -> None:
             name=config.name,
             recipe=config.model_dump(mode="json"),
         )
-    corpus = corpus_of(config)
-    run_steps(config, plan=plan, ranks=ranks, corpus=corpus, engine=engine, log=log)
-    from_rank_zero(lambda: publish(config, ranks=ranks, corpus=corpus, method=method, log=log))
+        keep = Keep(config.checkpoint.keep, every_steps=config.checkpoint.milestone_steps)
+        writer = CheckpointWriter(config.folder / CHECKPOINTS, keep=keep)
+    job = Job(config, plan, ranks, corpus_of(config), request, heartbeat, log, writer)
+    state = plan.state
+    while True:
+        guard = start_guard(config, state=state, log=log, writer=writer)
+        engine = start(job, method=method, state=state)
+        back = run_steps(job, engine=engine, guard=guard, state=state)
+        if back is None:
+            break
+        state = state._replace(step=back, checkpoint=job.checkpoints / step_name(back))
+        engine.destroy()
+        del engine, method  # a device may have no room for two
+        method = first_method(config, plan=plan)
+    from_rank_zero(lambda: publish(job, method=method))
 
 
-def first_backbone(config: PretrainConfig, *, plan: Plan) -> Vit3d:
-    """The network with its first weights; a checkpoint's come later, over all of the method."""
+def first_method(config: PretrainConfig, *, plan: Plan) -> Method:
+    """The method with its first weights; a checkpoint's come later, over all of it."""
+    torch.manual_seed(config.seed)
     vit = build_vit(config.vit)
     if config.init and plan.initial_digest and plan.state.checkpoint is None:
         begin_from(vit, config.init, vit_config=config.vit, digest=plan.initial_digest)
-    return vit
+    return build_method(
+        config,
+        vit=vit,
+        preprocessing=config.preprocessing,
+        total_steps=config.train.steps,
+        seed=config.seed,
+    )
 
 
-def start(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> Any:
+def start(job: Job, *, method: Any, state: RunState) -> Any:
     """A DeepSpeed engine around the method, brought to where the run stands."""
-    method.to(ranks.device)
+    config = job.config
+    if state.checkpoint is not None:
+        restore_weights(method, state.checkpoint)
+    method.to(job.ranks.device)
     set_execution(
         method,
         compile_blocks=config.train.compile_blocks,
@@ -107,9 +163,9 @@ def start(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> A
     )
     settings = deepspeed_dict(
         config.deepspeed,
-        micro_batch=plan.portions.micro_batch,
-        accumulation=plan.portions.accumulation,
-        world_size=ranks.world_size,
+        micro_batch=job.plan.portions.micro_batch,
+        accumulation=job.plan.portions.accumulation,
+        world_size=job.ranks.world_size,
         clip=config.optimiser.clip,
         num_parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
     )
@@ -120,141 +176,187 @@ def start(config: PretrainConfig, *, plan: Plan, ranks: Ranks, method: Any) -> A
         clip=config.optimiser.clip,
         settings=settings,
     )
-    if plan.state.checkpoint is not None:
-        load_checkpoint(plan.state.checkpoint, engine=engine)
+    assert engine.train_batch_size() == config.train.global_batch, "an update sees its global batch"
+    if state.checkpoint is not None:
+        restore_optimiser(engine, state.checkpoint)
     return engine
 
 
-def run_steps(
-    config: PretrainConfig,
-    *,
-    plan: Plan,
-    ranks: Ranks,
-    corpus: Corpus,
-    engine: Any,
-    log: RunLog | None,
-) -> None:
-    """The loop, the same for every method. ``step`` counts updates from 0."""
+def run_steps(job: Job, *, engine: Any, guard: Guard, state: RunState) -> int | None:
+    """Train from where the run stands, watched.
+
+    Returns:
+        The updates of the checkpoint that the run must go back to; None at the end.
+    """
+    config, ranks = job.config, job.ranks
     method: Method = engine.module
     checkup = start_checkup(
         config,
         method=method,
-        corpus=corpus,
-        scans=plan.pinned,
-        micro_batch=plan.portions.micro_batch,
+        corpus=job.corpus,
+        scans=job.plan.pinned,
+        micro_batch=job.plan.portions.micro_batch,
         ranks=ranks,
     )
-    diary = Diary(
-        log,
-        alarms=start_alarms(config, method=method, log=log),
+    with Diary(
+        job.log,
+        alarms=start_alarms(config, method=method, log=job.log),
         device=ranks.device,
-        start=plan.state.step,
+        start=state.step,
         total=config.train.steps,
         every_steps=config.log.every_steps,
         global_batch=config.train.global_batch,
         tokens_per_scan=config.tokens_per_scan,
-    )
+        heartbeat=job.heartbeat,
+        prepare=method.prepare,
+    ) as diary:
+        return follow(
+            job, engine=engine, guard=guard, checkup=checkup, diary=diary, start=state.step
+        )
+
+
+def follow(
+    job: Job, *, engine: Any, guard: Guard, checkup: Checkup, diary: Diary, start: int
+) -> int | None:
+    """The loop, the same for every method. ``step`` counts updates from 0.
+
+    Returns:
+        The updates of the checkpoint that the run must go back to; None at the end.
+    """
+    config, ranks, accumulation = job.config, job.ranks, job.plan.portions.accumulation
+    method: Method = engine.module
     seen: list[MicroBatch] = []
-    start = plan.state.step * plan.portions.accumulation
-    batches = stream(config, plan=plan, ranks=ranks, corpus=corpus)
-    for micro_step, batch in enumerate(batches, start=start):
-        step = micro_step // plan.portions.accumulation
-        diary.watch.lap("wait")
-        set_schedules(config, engine=engine, method=method, step=step)
-        seed_layers(config.seed, batch=batch)
+    passed = guard.ladder.passed
+    batches = stream(job, first=start + passed, last=config.train.steps + passed)
+    for micro_step, batch in enumerate(batches, start=start * accumulation):
+        step = micro_step // accumulation
+        diary.begin("forward", step=step)
+        set_schedules(config, engine=engine, step=step, lr_scale=guard.ladder.lr_scale(step))
         loss, metrics = engine(batch.to(ranks.device), step)
-        diary.watch.lap("forward")
-        engine.backward(loss)
-        diary.watch.lap("backward")
+        diary.begin("backward", step=step)
+        engine.backward(poison(loss))
+        diary.begin("optimiser", step=step)
         diary.watch.add("decode", batch.decode_s)
         seen.append(MicroBatch({**metrics, "loss": loss.detach()}, batch.keys, batch.read_s))
         updates = engine.is_gradient_accumulation_boundary()  # asked before step() counts on
-        means = finite_means(seen, done=step) if updates else {}
         engine.step()
-        if updates:
-            norm = finite_norm(engine, done=step)
+        if not updates:
+            diary.begin("wait", step=step)
+            continue
+        agreed = agree(seen, stop=job.request.asked is not None)
+        update = Update(step + 1, agreed.means["loss"], gradient_norm(engine), [], seen)
+        if update.applied:
             method.after_update(step)
-            diary.watch.lap("optimiser")
-            group = engine.optimizer.param_groups[0]
-            epochs = corpus.epochs_seen(
-                (step + 1) * config.train.global_batch, per_scan=config.reading.crops_per_scan
+            diary.begin("health", step=step)
+            means = agreed.means | checkup.after(update.done)
+            diary.begin("log", step=step)
+            alarms = write_line(
+                job, diary, engine=engine, update=update, means=means, passed=passed
             )
-            means |= checkup.after(step + 1)
-            diary.watch.lap("health")
-            alarms = diary.enter(
-                step + 1, means=means, norm=norm, group=group, seen=seen, epochs=epochs
-            )
-            seen.clear()
-            if config.health.on_alarm == "stop":
-                from_rank_zero(partial(stop_for, alarms))
-            save(config, done=step + 1, plan=plan, engine=engine, log=log)
-            diary.watch.lap("checkpoint")
-    diary.close()
+            update = update._replace(alarms=alarms)
+        back = guard.after(update)
+        if back is not None:
+            return back
+        seen.clear()
+        diary.begin("checkpoint", step=step)
+        save(job, engine=engine, guard=guard, done=update.done, stopping=agreed.stop)
+        if agreed.stop and update.done < config.train.steps:
+            leave_stopped(job, done=update.done)
+        diary.begin("wait", step=step + 1)
+    return None
 
 
-def stream(
-    config: PretrainConfig, *, plan: Plan, ranks: Ranks, corpus: Corpus
-) -> Iterator[CropBatch]:
-    """The micro batches of this rank that are still to be seen."""
+def stream(job: Job, *, first: int, last: int) -> Iterator[CropBatch]:
+    """The micro batches of this rank, from that of update ``first`` up to ``last``."""
+    config, ranks = job.config, job.ranks
     return crop_batches(
-        corpus,
+        job.corpus,
         plan=config.plan,
-        micro_batch=plan.portions.micro_batch,
+        micro_batch=job.plan.portions.micro_batch,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        start_position=plan.state.step * config.train.global_batch,
-        stop_position=config.train.steps * config.train.global_batch,
+        start_position=first * config.train.global_batch,
+        stop_position=last * config.train.global_batch,
         num_workers=config.train.workers,
         max_damaged=config.reading.max_damaged,
         timeout_s=config.reading.timeout_s,
     )
 
 
-def set_schedules(config: PretrainConfig, *, engine: Any, method: Method, step: int) -> None:
+def set_schedules(config: PretrainConfig, *, engine: Any, step: int, lr_scale: float) -> None:
     """Learning rate, weight decay and the frozen last layer of update ``step``."""
     total = config.train.steps
+    lr = config.optimiser.lr_at(step, total=total, global_batch=config.train.global_batch)
     set_groups(
         engine.optimizer.param_groups,
-        lr=config.optimiser.lr_at(step, total=total, global_batch=config.train.global_batch),
+        lr=lr * lr_scale,
         weight_decay=config.optimiser.weight_decay_at(step, total=total),
-        freeze_last_layer=step < method.freeze_last_layer_steps,
+        freeze_last_layer=step < engine.module.freeze_last_layer_steps,
     )
 
 
-def seed_layers(seed: int, *, batch: CropBatch) -> None:
-    """Make what layers draw from torch's global generator (drop path) follow from the batch too.
+def write_line(
+    job: Job, diary: Diary, *, engine: Any, update: Update, means: dict[str, float], passed: int
+) -> list[Alarm]:
+    """Note an update; the alarms it gives, on every rank."""
+    config = job.config
+    scans = (update.done + passed) * config.train.global_batch
+    alarms = diary.enter(
+        update.done,
+        means=means,
+        norm=update.norm,
+        group=engine.optimizer.param_groups[0],
+        seen=update.seen,
+        epochs=job.corpus.epochs_seen(scans, per_scan=config.reading.crops_per_scan),
+    )
+    is_line = update.done % config.log.every_steps == 0 or update.done == config.train.steps
+    if config.health.on_alarm == "warn" or not is_line:
+        return []
+    alarms = from_rank_zero(lambda: alarms)
+    if config.health.on_alarm == "stop":
+        stop_for(alarms)
+    return alarms
 
-    A resumed run then draws the same, whatever else used the generator when it started.
-    """
-    position = int(batch.position[0])
-    torch.manual_seed(sample_seed(seed, position=position, purpose="layers"))
 
-
-def save(config: PretrainConfig, *, done: int, plan: Plan, engine: Any, log: RunLog | None) -> None:
-    """Write a checkpoint where one is due."""
-    if done % config.checkpoint.every_steps and done != config.train.steps:
+def save(job: Job, *, engine: Any, guard: Guard, done: int, stopping: bool) -> None:
+    """Write a checkpoint where one is due, or the run is about to stop."""
+    config = job.config
+    is_last = done == config.train.steps or stopping
+    if done % config.checkpoint.every_steps and not is_last:
         return
-    if log:
-        log.sync()
+    if job.log:
+        job.log.sync()
     save_checkpoint(
-        config.folder / CHECKPOINTS,
-        step=done,
+        job.writer,
         engine=engine,
+        step=done,
         state={
-            "position": done * config.train.global_batch,
+            "position": (done + guard.ladder.passed) * config.train.global_batch,
             "recipe_digest": digest(config),
-            "shards_digest": plan.shards_digest,
+            "shards_digest": job.plan.shards_digest,
+            "healthy": guard.ladder.is_healthy(done),
+            "recent_losses": guard.spikes.recent,
         },
-        keep=config.checkpoint.keep,
+        recipe=to_yaml(config),
+        background=config.checkpoint.background and not is_last,
     )
 
 
-def publish(
-    config: PretrainConfig, *, ranks: Ranks, corpus: Corpus, method: Any, log: RunLog | None
-) -> None:
+def leave_stopped(job: Job, *, done: int) -> NoReturn:
+    """End every rank with the code that says: saved, start me again."""
+    if job.log is not None:
+        job.log.close()
+        print(f"stopped after {done} steps, saved; the same command goes on from there", flush=True)
+    sys.exit(STOPPED)
+
+
+def publish(job: Job, *, method: Any) -> None:
     """Pictures, then the backbone: where that folder is, the run is finished."""
-    assert log is not None, "rank 0 keeps the log"
+    config, ranks, corpus = job.config, job.ranks, job.corpus
+    assert job.log is not None, "rank 0 keeps the log"
+    if config.deepspeed.stage == 3:
+        method = method_of_checkpoint(job)
     if isinstance(method, Mae):
         save_reconstructions(
             config.folder / PICTURES,
@@ -274,15 +376,24 @@ def publish(
             steps=config.train.steps,
             scans_seen=config.train.steps * config.train.global_batch,
             crops_per_scan=config.reading.crops_per_scan,
-            wall_s=log.wall_s,
+            wall_s=job.log.wall_s,
             world_size=ranks.world_size,
             device=device_name(ranks.device),
             recipe_digest=digest(config),
             begun=kept_beginning(config.folder),
         ),
     )
-    log.close()
+    job.log.close()
     print(f"backbone: {config.folder / BACKBONE}", flush=True)
+
+
+def method_of_checkpoint(job: Job) -> Any:
+    """The method whole in this process, as the last checkpoint holds it."""
+    last = newest_checkpoint(job.checkpoints, say=print)
+    assert last is not None, "the last step was saved"
+    method: Any = first_method(job.config, plan=job.plan)
+    restore_weights(method, last)
+    return method.to(job.ranks.device)
 
 
 def picture_batch(config: PretrainConfig, *, corpus: Corpus, device: torch.device) -> CropBatch:

@@ -14,6 +14,7 @@ from foundation.network.patches import patch_grid
 from foundation.preprocessing import Preprocessing
 from foundation.running.optimiser import OptimiserConfig
 from foundation.running.runs import ResumeConfig
+from foundation.safety import SafetyConfig
 from foundation.vit import VitConfig
 from recipes.load import Section
 from shards.streaming.crops import CropPlan
@@ -40,7 +41,13 @@ class CheckpointConfig(Section):
     """How often, and how many stay."""
 
     every_steps: int = Field(default=500, ge=1)
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, description="of the newest")
+    milestone_steps: int | None = Field(
+        default=None, ge=1, description="those at multiples of it stay for good"
+    )
+    background: bool = Field(
+        default=True, description="write from a copy in memory while training goes on"
+    )
 
 
 class PretrainConfig(MethodSections):
@@ -62,6 +69,7 @@ class PretrainConfig(MethodSections):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     health: HealthConfig = HealthConfig()
+    safety: SafetyConfig = SafetyConfig()
     resume: ResumeConfig = ResumeConfig()
 
     @model_validator(mode="after")

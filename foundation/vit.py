@@ -134,6 +134,8 @@ class Crops(NamedTuple):
     """(B M, K) int64 indices of the patches to see, M rows a sample; the others never enter"""
     hidden: Tensor | None = None
     """(B, N) bool, patches whose content gives way to the mask token"""
+    draws: Tensor | None = None
+    """(B M, ``num_draws``) in (0, 1], which drop path goes by; None: torch's global generator"""
 
 
 class VitOutput(NamedTuple):
@@ -195,6 +197,12 @@ class Vit3d(nn.Module):
         """Tokens before the patches: the class token and the registers."""
         return 1 + self.num_registers
 
+    @property
+    def num_draws(self) -> int:
+        """Random numbers a sample that drop path takes, 0 where it has nothing to leave out."""
+        rates = [block.drop_path_rate for block in self.blocks]
+        return 2 * len(rates) if any(rates) else 0
+
     def initialise(self) -> None:
         """Draw every weight from torch's global generator, as timm does for its ViTs."""
         initialise_layers(self)
@@ -218,9 +226,10 @@ class Vit3d(nn.Module):
         *,
         spacing_mm: Tensor | None = None,
         present: Tensor | None = None,
+        draws: Tensor | None = None,
     ) -> VitOutput:
         """Embed volumes of one shape; the arguments are those of :class:`Crops`."""
-        return self.packed([Crops(volume, spacing_mm, present, keep)])[0]
+        return self.packed([Crops(volume, spacing_mm, present, keep, draws=draws)])[0]
 
     def packed(
         self, crops: Sequence[Crops], *, mask_token: Tensor | None = None
@@ -323,7 +332,8 @@ class Vit3d(nn.Module):
             keep=crops.keep,
             device=tokens.device,
         )
-        return Segment(len(tokens), tokens.shape[1], rope)
+        draws = None if crops.draws is None else crops.draws.to(tokens.device)
+        return Segment(len(tokens), tokens.shape[1], rope, draws)
 
 
 def set_execution(module: nn.Module, *, compile_blocks: bool, checkpoint_blocks: bool) -> None:

@@ -12,6 +12,8 @@ from recipes.load import Section, load, to_yaml
 Schema = TypeVar("Schema", bound=Section)
 
 USER_ERROR = 2
+STOPPED = 75
+"""Asked to stop, and all that was done is saved: start the command again (EX_TEMPFAIL)."""
 INTERRUPTED = 130
 
 

@@ -18,6 +18,7 @@ from shards.streaming.batch import CropBatch, Damage, Row, received, sent, stack
 from shards.streaming.corpus import Corpus, Drawn
 from shards.streaming.crops import CropPlan, crop_box
 from shards.streaming.reader import DamagedSample
+from shards.streaming.undisturbed import read_undisturbed, signals_withheld
 from shards.streaming.watchdog import Watchdog
 
 MAX_ATTEMPTS = 32
@@ -85,6 +86,7 @@ def crop_batches(
         num_workers=num_workers,
         collate_fn=_unchanged,
         timeout=timeout_s if num_workers else 0,
+        worker_init_fn=read_undisturbed,
     )
     places = ", ".join(map(str, corpus.readers))
     timed = _with_waits(loader, timeout_s=timeout_s, num_workers=num_workers, places=places)
@@ -100,7 +102,8 @@ def _with_waits(
         f"{places}, or raise reading.timeout_s"
     )
     failure: Exception | None = None
-    batches = iter(loader)
+    with signals_withheld():
+        batches = iter(loader)
     try:
         with Watchdog(timeout_s, bark=lambda: _log.warning("%s", told)) as watchdog:
             while True:

@@ -29,6 +29,9 @@ class Segment(NamedTuple):
     num_tokens: int
     """of each sample, class token and registers included"""
     rope: Rope | None
+    draws: Tensor | None = None
+    """(num_samples, 2 L) in (0, 1] for the two branches of L blocks, which drop path goes by;
+    None: torch's global generator"""
 
     @property
     def length(self) -> int:
@@ -75,9 +78,11 @@ class Block(nn.Module):
         mlp: MlpKind,
         layer_scale: float | None,
         drop_path_rate: float,
+        index: int = 0,
     ) -> None:
         super().__init__()
         self.drop_path_rate = drop_path_rate
+        self.index = index
         self.norm1 = LayerNorm(embed_dim)
         self.attn = Attention(embed_dim, num_heads=num_heads)
         self.ls1 = _layer_scale(embed_dim, layer_scale)
@@ -87,19 +92,24 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, segments: Sequence[Segment]) -> Tensor:
         """(T, E) to (T, E)."""
-        tokens = tokens + self._drop(self.ls1(self.attn(self.norm1(tokens), segments)), segments)
-        return tokens + self._drop(self.ls2(self.mlp(self.norm2(tokens))), segments)
+        attended = self.ls1(self.attn(self.norm1(tokens), segments))
+        tokens = tokens + self._drop(attended, segments, branch=0)
+        return tokens + self._drop(self.ls2(self.mlp(self.norm2(tokens))), segments, branch=1)
 
-    def _drop(self, branch: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def _drop(self, values: Tensor, segments: Sequence[Segment], *, branch: int) -> Tensor:
         """Leave the branch out for whole samples at random (Huang et al. 2016)."""
         if not self.training or self.drop_path_rate == 0:
-            return branch
+            return values
         keep = 1 - self.drop_path_rate
         per_token = []
         for each in segments:
-            drawn = branch.new_empty(each.num_samples, 1).bernoulli_(keep).div_(keep)
-            per_token.append(drawn.expand(-1, each.num_tokens).reshape(-1, 1))
-        return branch * torch.cat(per_token)
+            if each.draws is None:
+                drawn = torch.rand(each.num_samples, device=values.device)
+            else:
+                drawn = each.draws[:, 2 * self.index + branch]
+            kept = (drawn <= keep).to(values.dtype).div(keep)[:, None]
+            per_token.append(kept.expand(-1, each.num_tokens).reshape(-1, 1))
+        return values * torch.cat(per_token)
 
 
 def build_blocks(
@@ -120,8 +130,9 @@ def build_blocks(
             mlp=mlp,
             layer_scale=layer_scale,
             drop_path_rate=rate,
+            index=index,
         )
-        for rate in drop_paths
+        for index, rate in enumerate(drop_paths)
     )
 
 

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 
-def sync_tree(folder: Path) -> None:
-    """Bring a folder and everything below it to the disk."""
-    for path in [*sorted(folder.rglob("*")), folder]:
+def sync_tree(folder: Path, *, deep: bool = True) -> None:
+    """Bring a folder to the disk, and everything below it unless not ``deep``."""
+    for path in [*(sorted(folder.rglob("*")) if deep else []), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

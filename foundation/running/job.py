@@ -26,12 +26,28 @@ class Portions(NamedTuple):
     """forwards of one update"""
 
 
-def portions_of(global_batch: int, *, micro_batch: int | None, world_size: int) -> Portions:
+def portions_of(
+    global_batch: int, *, micro_batch: int | None, world_size: int, group: int | None = None
+) -> Portions:
     """Divide an update's scans evenly; without ``micro_batch`` each rank takes its share at once.
 
+    Args:
+        global_batch: Scans of an update, over all ranks.
+        micro_batch: Scans of one forward on one rank.
+        world_size: Number of ranks.
+        group: Scans that a run in progress compares with each other, micro batch x ranks; it stays
+            what it was, whatever the number of ranks, and goes before ``micro_batch``.
+
     Raises:
-        JobError: An update would not see ``global_batch`` scans.
+        JobError: An update would not see ``global_batch`` scans, or the group cannot be shared.
     """
+    if group is not None:
+        if group % world_size:
+            raise JobError(
+                f"this run compares {group} scans with each other, which {world_size} ranks cannot "
+                f"share evenly; launch a number of ranks that divides {group}"
+            )
+        micro_batch = group // world_size
     together = world_size * (micro_batch or 1)
     if global_batch % together:
         each = f"micro_batch {micro_batch} x " if micro_batch else ""

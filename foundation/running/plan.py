@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from foundation.beginning.initial import find_beginning, keep_beginning
 from foundation.engine import check_engine, compilation_ahead
 from foundation.log import check_log
+from foundation.methods import COMPARES_SAMPLES, HAS_TEACHER
 from foundation.recipe import PretrainConfig
 from foundation.running.job import (
     Portions,
@@ -16,7 +17,7 @@ from foundation.running.job import (
     portions_of,
 )
 from foundation.running.ranks import Ranks
-from foundation.running.runs import BACKBONE, RunState, open_run
+from foundation.running.runs import BACKBONE, RunState, keep_group, kept_group, open_run
 from foundation.watching.pinned import PinnedScan, pinned_scans
 from shards.streaming.corpus import Corpus, open_corpus
 from shards.streaming.reading import folder_list
@@ -36,12 +37,12 @@ class Plan(NamedTuple):
 def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
     """Check everything that can be known before the job, and open the run's folder."""
     check_log(config.log)
-    check_engine(config.deepspeed, has_gpu=ranks.device.type == "cuda")
-    portions = portions_of(
-        config.train.global_batch,
-        micro_batch=config.train.micro_batch,
-        world_size=ranks.world_size,
+    check_engine(
+        config.deepspeed,
+        has_teacher=config.method_name in HAS_TEACHER,
+        has_gpu=ranks.device.type == "cuda",
     )
+    portions = divide(config, ranks=ranks, group=kept_group(config.folder))
     check_channels(config.vit.in_chans, sequences=config.reading.sequences)
     corpus = corpus_of(config)
     for reader in corpus.readers:
@@ -57,17 +58,29 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
         config.folder,
         recipe=config,
         shards_digest=corpus.digest,
-        world_size=ranks.world_size,
         begun=beginning.summary if beginning else None,
-        if_changed=config.resume.if_changed,
+        resume=config.resume,
         say=lambda text: print(text, flush=True),
     )
+    if state.group is None and not state.finished:
+        portions = divide(config, ranks=ranks, group=None)
+        keep_group(config.folder, portions.micro_batch * ranks.world_size)
     if state.finished:
         print(f"up to date: {config.folder / BACKBONE}", flush=True)
     elif beginning:
         keep_beginning(config.folder, beginning)
     initial_digest = beginning.source.digest if beginning else None
     return Plan(state, portions, corpus.digest, pinned, initial_digest)
+
+
+def divide(config: PretrainConfig, *, ranks: Ranks, group: int | None) -> Portions:
+    """An update's scans over ranks; ``group`` is what a run in progress compares, or None."""
+    return portions_of(
+        config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        world_size=ranks.world_size,
+        group=group if config.method_name in COMPARES_SAMPLES else None,
+    )
 
 
 def corpus_of(config: PretrainConfig) -> Corpus:

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from recipes.command import USER_ERROR, run_recipe
+from foundation.running.cluster import srun_variables
+from foundation.watching.behind import describe, find_lost, lost_the_others
+from recipes.command import USER_ERROR, errors_in_one_line, run_recipe
 from recipes.load import Section
 
 Value = TypeVar("Value")
@@ -41,6 +44,8 @@ def run_on_ranks(main: Callable[[Schema], None], schema: type[Schema], *, doc: s
     """``run_recipe`` for a command of several processes: a mistake in the recipe is told once."""
     # The deepspeed launcher says in a word, too, what its variable says.
     sys.argv = [word for word in sys.argv if not word.startswith("--local_rank")]
+    with errors_in_one_line():
+        os.environ.update(srun_variables(os.environ))
     if int(os.environ.get("RANK", "0")) == 0:
         run_recipe(main, schema, doc=doc)
     silence = contextlib.ExitStack()
@@ -137,17 +142,22 @@ def gather_from_ranks(value: Value) -> list[Value]:
 
 
 @contextlib.contextmanager
-def losing_a_rank_is_an_error() -> Iterator[None]:
-    """Turn the broken connection of a rank that died elsewhere into a LostRank."""
+def losing_a_rank_is_an_error(folder: Path) -> Iterator[None]:
+    """Turn the broken connection of a rank that died elsewhere into a LostRank that names it.
+
+    Args:
+        folder: Of the run, where ranks leave their signs of life.
+    """
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "closed by peer" in str(error):
-            raise LostRank(
-                f"rank {dist.get_rank()} lost the others in the middle of a step; the line of the "
-                f"rank that failed says why, and the last checkpoint is kept"
-            ) from error
-        raise
+        if not lost_the_others(error):
+            raise
+        told = describe(find_lost(folder, world_size=dist.get_world_size()))
+        raise LostRank(
+            f"rank {dist.get_rank()} lost the others in the middle of a step: {told}; the last "
+            f"checkpoint is kept"
+        ) from error
 
 
 def _alone() -> dict[str, str]:

@@ -1,18 +1,19 @@
 """A run's folder: is it new, half done or finished, and does it belong to this recipe?"""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
+from pydantic import Field
 
 from foundation.checkpoint import newest_checkpoint, read_state
 from foundation.running.files import numbered
 from recipes.load import Section, to_yaml
 from shards.files import write_json, write_text
 
-RECIPE, RUN, LOG = "recipe.yaml", "run.json", "log.jsonl"
+RECIPE, RUN, LOG, INCIDENTS = "recipe.yaml", "run.json", "log.jsonl", "incidents.json"
 CHECKPOINTS, BACKBONE, PICTURES = "checkpoints", "backbone", "pictures"
 
 # What may differ when a run goes on: where it says and keeps things, not what it computes.
@@ -28,13 +29,20 @@ _FREE = (
     "reading.max_damaged",
     "reading.cache",
     "init.min_coverage",
+    "safety.",
 )
+_MICRO_BATCH = "train.micro_batch"
+_BY_DIGEST = ("shards", "init.weights")
 
 
 class ResumeConfig(Section):
     """What to do with a run of this name that another recipe, or other shards, began."""
 
     if_changed: Literal["refuse", "restart"] = "refuse"
+    allow_changes: tuple[str, ...] = Field(
+        default=(),
+        description="fields or sections that may differ when the run goes on, and shards",
+    )
 
 
 class RunError(ValueError):
@@ -49,6 +57,20 @@ class RunState(NamedTuple):
     """updates done"""
     checkpoint: Path | None
     """to go on from; None begins at the beginning"""
+    group: int | None = None
+    """scans that are compared with each other; None where the recipe decides anew"""
+
+
+class Change(NamedTuple):
+    """Of a run that another launch began."""
+
+    name: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        digest = "digest " if self.name in _BY_DIGEST else ""
+        return f"{self.name} ({digest}{self.was} -> {self.now})"
 
 
 def open_run(
@@ -56,9 +78,8 @@ def open_run(
     *,
     recipe: Section,
     shards_digest: str,
-    world_size: int,
     begun: Mapping[str, Any] | None = None,
-    if_changed: Literal["refuse", "restart"],
+    resume: ResumeConfig,
     say: Callable[[str], None],
 ) -> RunState:
     """Find out where the run stands, and begin it if it is new.
@@ -67,33 +88,41 @@ def open_run(
         folder: ``runs/NAME``.
         recipe: Resolved.
         shards_digest: Of all the shards.
-        world_size: Ranks of this launch.
         begun: What the first weights are, with its ``digest``; None where they are drawn.
-        if_changed: ``restart`` moves a run of another recipe aside, to ``NAME.1`` and so on.
-        say: Told what is skipped or moved.
+        resume: Whether a run of another recipe goes on, is moved aside to ``NAME.1`` and so on, or
+            is refused.
+        say: Told what is skipped, moved or changed.
 
     Raises:
-        RunError: The folder holds a run of another recipe, other shards, other first weights or
-            another number of ranks, and ``if_changed`` is ``refuse``.
+        RunError: The folder holds a run of another recipe, other shards or other first weights,
+            and ``resume`` does not allow for it.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "shards_digest": shards_digest,
-        "world_size": world_size,
         **({"initialised_from": begun} if begun else {}),
     }
     if (folder / RUN).is_file():
         finished = (folder / BACKBONE).is_dir()
-        changes = list(_changes(folder, recipe=recipe, facts=facts, finished=finished))
-        if not changes:
-            return _standing(folder, finished=finished, say=say)
-        if if_changed == "refuse":
+        changes = list(_changes(folder, recipe=recipe, facts=facts))
+        matter = [each for each in changes if not _is_allowed(each.name, resume.allow_changes)]
+        if not matter:
+            state = _standing(folder, finished=finished, say=say)
+            if changes and not finished:
+                _take_over(folder, changes, recipe=recipe, facts=facts, step=state.step, say=say)
+                if any(each.name == _MICRO_BATCH for each in changes):
+                    state = state._replace(group=None)
+            return state
+        told = "; ".join(str(each) for each in matter)
+        if resume.if_changed == "refuse":
+            names = ",".join(each.name for each in matter)
             raise RunError(
-                f"{folder}: the run there differs in {'; '.join(changes)}; choose another name, or "
-                f"set resume.if_changed=restart to move it aside and begin anew"
+                f"{folder}: the run there differs in {told}; choose another name, go on all the "
+                f"same with resume.allow_changes=[{names}], or set resume.if_changed=restart to "
+                f"move it aside and begin anew"
             )
         aside = numbered(folder)
         folder.rename(aside)
-        say(f"moved the run of another recipe to {aside} ({'; '.join(changes)})")
+        say(f"moved the run of another recipe to {aside} ({told})")
     elif (folder / BACKBONE).exists() or (folder / CHECKPOINTS).exists():
         raise RunError(f"{folder}: has no {RUN}, so its run is unknown; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,31 +131,64 @@ def open_run(
     return RunState(finished=False, step=0, checkpoint=None)
 
 
+def kept_group(folder: Path) -> int | None:
+    """Scans that the run in this folder compares with each other, if there is one."""
+    path = folder / RUN
+    if not path.is_file():
+        return None
+    found: int | None = json.loads(path.read_text()).get("comparison_group")
+    return found
+
+
+def keep_group(folder: Path, group: int) -> None:
+    """Have it stay the same when the run goes on with another number of ranks."""
+    facts = json.loads((folder / RUN).read_text())
+    write_json(folder / RUN, {**facts, "comparison_group": group})
+
+
 def _standing(folder: Path, *, finished: bool, say: Callable[[str], None]) -> RunState:
     if finished:
         return RunState(finished=True, step=0, checkpoint=None)
     checkpoint = newest_checkpoint(folder / CHECKPOINTS, say=say)
     step = read_state(checkpoint)["step"] if checkpoint else 0
-    return RunState(finished=False, step=step, checkpoint=checkpoint)
+    return RunState(finished=False, step=step, checkpoint=checkpoint, group=kept_group(folder))
 
 
-def _changes(
-    folder: Path, *, recipe: Section, facts: Mapping[str, Any], finished: bool
-) -> Iterator[str]:
-    """``field (was -> is)`` for whatever makes it another run."""
+def _take_over(
+    folder: Path,
+    changes: Sequence[Change],
+    *,
+    recipe: Section,
+    facts: Mapping[str, Any],
+    step: int,
+    say: Callable[[str], None],
+) -> None:
+    """Make the changed recipe the run's own, and write down since when."""
+    before = json.loads((folder / RUN).read_text())
+    entry = {"step": step, "fields": {each.name: [each.was, each.now] for each in changes}}
+    entries = [*before.get("changes", []), entry]
+    write_json(folder / RUN, {**before, **facts, "changes": entries})
+    write_text(folder / RECIPE, to_yaml(recipe))
+    say(f"goes on with changes from step {step}: {'; '.join(str(each) for each in changes)}")
+
+
+def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in allowed)
+
+
+def _changes(folder: Path, *, recipe: Section, facts: Mapping[str, Any]) -> Iterator[Change]:
+    """Whatever makes it another run."""
     before, now = json.loads((folder / RUN).read_text()), dict(facts)
     if before["shards_digest"] != now["shards_digest"]:
-        yield f"shards (digest {before['shards_digest'][:8]} -> {now['shards_digest'][:8]})"
+        yield Change("shards", *(each["shards_digest"][:8] for each in (before, now)))
     was, now_is = (_digest_of_beginning(each) for each in (before, now))
     if was != now_is:
-        yield f"content of init.weights (digest {was[:8]} -> {now_is[:8]})"
-    if before["world_size"] != now["world_size"] and not finished:
-        yield f"number of ranks ({before['world_size']} -> {now['world_size']})"
+        yield Change("init.weights", was[:8], now_is[:8])
     old = dict(_flat(yaml.safe_load((folder / RECIPE).read_text())))
     new = dict(_flat(recipe.model_dump(mode="json")))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and not name.startswith(_FREE):
-            yield f"{name} ({old.get(name)} -> {new.get(name)})"
+            yield Change(name, old.get(name), new.get(name))
 
 
 def _digest_of_beginning(facts: Mapping[str, Any]) -> str:

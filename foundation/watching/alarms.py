@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from foundation.running.ranks import stop_all
+
 
 class Unhealthy(ValueError):
     """A run that ``health.on_alarm: stop`` ends."""
@@ -107,6 +109,9 @@ _OF_THE_FEATURES = {
 
 HEALTHY: dict[str, Healthy] = _OF_THE_METHOD | _OF_THE_FEATURES
 
+NO_COLLAPSE = ("cls_patch_cosine", "knn_auroc")
+"""Monitors that tell of worse features, not of features that are lost."""
+
 
 class Reading(NamedTuple):
     """Of one monitor in one line."""
@@ -158,12 +163,15 @@ class Alarms:
 
 
 def stop_for(alarms: Sequence[Alarm]) -> None:
-    """End the run where there is any alarm.
+    """End the run where there is any alarm; every rank has the same.
 
     Raises:
-        Unhealthy: With the first one in words.
+        Unhealthy: On rank 0, with the first one in words.
     """
     if alarms:
-        raise Unhealthy(
-            f"{alarms[0]}; the last checkpoint is kept, and health.on_alarm=warn goes on from it"
+        stop_all(
+            Unhealthy(
+                f"{alarms[0]}; the last checkpoint is kept, and health.on_alarm=warn goes on "
+                f"from it"
+            )
         )

@@ -1,17 +1,14 @@
-"""Numbers that are not numbers stop a run on all ranks at once, before they reach a checkpoint."""
+"""What all ranks agree on before an update: its numbers, and whether anyone asks to stop."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from foundation.engine import gradient_norm
-from foundation.running.ranks import gather_from_ranks, mean_over_ranks, stop_all
+from foundation.running.ranks import gather_from_ranks, mean_over_ranks
 
-
-class NotFinite(ValueError):
-    """A loss or gradient that is not a number; the run stops and keeps its last checkpoint."""
+_STOP = "asks to stop"
 
 
 class MicroBatch(NamedTuple):
@@ -23,56 +20,42 @@ class MicroBatch(NamedTuple):
     read_s: float
 
 
-def finite_means(seen: Sequence[MicroBatch], *, done: int) -> dict[str, float]:
-    """Mean of each metric over an update's micro batches and over ranks; a collective call.
+class Agreed(NamedTuple):
+    """The same on every rank."""
+
+    means: dict[str, float]
+    """of each metric, over an update's micro batches and over ranks"""
+    stop: bool
+    """some rank was signalled to stop"""
+
+
+def agree(seen: Sequence[MicroBatch], *, stop: bool) -> Agreed:
+    """One collective call for an update.
 
     Args:
         seen: The micro batches of the update, on this rank.
-        done: Updates done before it.
-
-    Raises:
-        NotFinite: On rank 0, with ranks and samples named, if any rank's loss is not finite.
+        stop: Whether this rank was signalled.
     """
-    names = seen[0].metrics
-    means = mean_over_ranks(
-        {
-            name: torch.stack([micro.metrics[name].detach() for micro in seen]).mean()
-            for name in names
-        }
-    )
-    if math.isfinite(means["loss"]):
-        return means
-    mine = [
-        f"{loss} for {', '.join(micro.keys)}"
-        for micro in seen
-        if not math.isfinite(loss := float(micro.metrics["loss"]))
-    ]
-    told = [
-        f"on rank {rank} {word}"
+    values = {
+        name: torch.stack([micro.metrics[name].detach() for micro in seen]).mean()
+        for name in seen[0].metrics
+    }
+    values[_STOP] = torch.full_like(values["loss"], float(stop))
+    means = mean_over_ranks(values)
+    return Agreed(means, stop=means.pop(_STOP) > 0)
+
+
+def samples_of_ranks(seen: Sequence[MicroBatch], *, only_bad: bool) -> list[dict[str, object]]:
+    """Loss and scans of each micro batch of an update, with its rank; a collective call.
+
+    Args:
+        seen: On this rank.
+        only_bad: Leave out those whose loss is a number.
+    """
+    mine = [(float(micro.metrics["loss"]), micro.keys) for micro in seen]
+    return [
+        {"rank": rank, "loss": repr(loss), "scans": keys}
         for rank, words in enumerate(gather_from_ranks(mine))
-        for word in words
+        for loss, keys in words
+        if not (only_bad and math.isfinite(loss))
     ]
-    return stop_all(
-        NotFinite(
-            f"after {done} steps the loss is not finite ({'; '.join(told)}); no weight was changed "
-            f"and the last checkpoint is kept: lower the learning rate, clip, or leave these "
-            f"scans out"
-        )
-    )
-
-
-def finite_norm(engine: Any, *, done: int) -> float:
-    """Norm of the gradient just applied.
-
-    Raises:
-        NotFinite: On rank 0, if the update was skipped or its gradient is not finite.
-    """
-    norm = gradient_norm(engine)
-    if engine.was_step_applied() and math.isfinite(norm):
-        return norm
-    return stop_all(
-        NotFinite(
-            f"after {done} steps the gradient is not finite (norm {norm}) though the loss is; the "
-            f"last checkpoint is kept: lower the learning rate, or compute in fp32"
-        )
-    )

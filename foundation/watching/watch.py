@@ -1,13 +1,15 @@
 """What a recipe makes of a run's health: the checkups that are due, the alarms that are heeded."""
 
+from foundation.checkpoint import CheckpointWriter, read_state
 from foundation.log import RunLog, read_log
 from foundation.mae import Mae
 from foundation.methods import Method
 from foundation.recipe import PretrainConfig
 from foundation.running.ranks import Ranks
-from foundation.running.runs import LOG
+from foundation.running.runs import LOG, RunState
 from foundation.watching.alarms import Alarms
 from foundation.watching.checkup import Checkup
+from foundation.watching.guard import Guard
 from foundation.watching.pinned import PinnedScan, read_pinned
 from shards.streaming.corpus import Corpus
 
@@ -59,3 +61,23 @@ def start_alarms(config: PretrainConfig, *, method: Method, log: RunLog | None) 
     for line in read_log(config.folder / LOG) if log else []:
         alarms.see(line)
     return alarms
+
+
+def start_guard(
+    config: PretrainConfig,
+    *,
+    state: RunState,
+    log: RunLog | None,
+    writer: CheckpointWriter | None,
+) -> Guard:
+    """Goes on with the incidents of the run up to where it stands."""
+    kept = read_state(state.checkpoint) if state.checkpoint else {}
+    return Guard(
+        config.safety,
+        folder=config.folder,
+        step=state.step,
+        recent_losses=kept.get("recent_losses", []),
+        rolls_back_on_collapse=config.health.on_alarm == "roll_back",
+        writer=writer,
+        log=log,
+    )

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,29 @@ def crop_batch() -> Callable[..., CropBatch]:
 
 
 @pytest.fixture(scope="session")
-def on_two_ranks(project: Path) -> Callable[[str], list[dict[str, Any]]]:
-    """``on_two_ranks("script.py")``: the JSON lines that a script of this folder prints there."""
+def on_ranks(project: Path) -> Callable[..., list[dict[str, Any]]]:
+    """``on_ranks("script.py", "word", ranks=2)``: the JSON lines a script of this folder prints."""
 
-    def run(script: str) -> list[dict[str, Any]]:
+    def run(script: str, *words: str, ranks: int, on_gpu: bool = False) -> list[dict[str, Any]]:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        environment = {**os.environ, "PYTHONPATH": str(project)}
+        if on_gpu:
+            environment.pop("DS_ACCELERATOR", None)
+        path = str(Path(__file__).with_name(script))
         done = subprocess.run(
-            [*launch, "--nproc-per-node", "2", str(Path(__file__).with_name(script))],
+            [*launch, "--nproc-per-node", str(ranks), path, *words],
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": str(project)},
+            env=environment,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks(on_ranks: Callable[..., Any]) -> Callable[..., list[dict[str, Any]]]:
+    """``on_two_ranks("script.py", "word")``."""
+    return partial(on_ranks, ranks=2)

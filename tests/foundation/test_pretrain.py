@@ -12,12 +12,14 @@ import psutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from foundation.backbone import load_backbone
 from foundation.log import read_log
 from foundation.recipe import PretrainConfig
 from foundation.running.plan import make_plan
 from foundation.running.ranks import Ranks
+from recipes.command import STOPPED
 from recipes.load import RecipeError, load
 from shards.index import VOLUME
 from tests.written_shards import Written, ramp, write_shards
@@ -83,8 +85,8 @@ def mae(shards: Path, folder: Path) -> Path:
     return recipe(shards, folder, mae=section)
 
 
-def launch(path: Path, project: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "foundation.launch", "2", "foundation.pretrain"]
+def launch(path: Path, project: Path, *words: str, ranks: int = 2) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "foundation.launch", str(ranks), "foundation.pretrain"]
     return subprocess.Popen(
         [*command, str(path), *words],
         cwd=project,
@@ -95,18 +97,22 @@ def launch(path: Path, project: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(path: Path, project: Path, *words: str) -> str:
-    process = launch(path, project, *words)
+def finish(path: Path, project: Path, *words: str, ranks: int = 2) -> str:
+    process = launch(path, project, *words, ranks=ranks)
     out, err = process.communicate()
     assert process.returncode == 0, err[-3000:]
     return out
 
 
-def kill_after(process: subprocess.Popen[str], log: Path, *, step: int) -> None:
-    """SIGKILL to every process of the job, in the middle of a step past ``step``."""
+def wait_for(process: subprocess.Popen[str], log: Path, *, step: int) -> None:
     while not log.exists() or len(read_log(log)) < step:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.005)
+
+
+def kill_after(process: subprocess.Popen[str], log: Path, *, step: int) -> None:
+    """SIGKILL to every process of the job, in the middle of a step past ``step``."""
+    wait_for(process, log, step=step)
     everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for one in everyone:
         one.kill()
@@ -119,29 +125,66 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
-def test_a_killed_run_goes_on_bit_for_bit(shards: Path, tmp_path: Path, project: Path) -> None:
-    """DINO, with drop path, a moving teacher and centre, two forwards an update, ZeRO stage 1."""
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    finish(dino(shards, tmp_path / "whole"), project)
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory, project: Path) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(dino(shards, folder), project)
+    return folder
 
-    path = dino(shards, tmp_path / "killed")
-    run = tmp_path / "killed" / "runs" / "small"
+
+def test_a_killed_run_goes_on_bit_for_bit(
+    shards: Path, whole: Path, tmp_path: Path, project: Path
+) -> None:
+    """DINO, with drop path, a moving teacher and centre, two forwards an update, ZeRO stage 1."""
+    path = dino(shards, tmp_path)
+    run = tmp_path / "runs" / "small"
     kill_after(launch(path, project), run / "log.jsonl", step=KILL_AFTER)
     before = len(read_log(run / "log.jsonl"))
     assert KILL_AFTER <= before < STEPS, "the kill came too late to mean anything"
     newest = max((run / "checkpoints").glob("step-*"))
-    weights = next(newest.rglob("mp_rank_00_model_states.pt"))
+    weights = newest / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
 
     said = finish(path, project)
     assert f"skipped a checkpoint: {weights}" in said
     begin = int(newest.name.removeprefix("step-")) - EVERY
     assert f"going on from step {begin}" in said
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert [step for step, *_ in losses(tmp_path / "killed")] == list(range(1, STEPS + 1))
+    assert losses(tmp_path) == losses(whole)
+    assert [step for step, *_ in losses(tmp_path)] == list(range(1, STEPS + 1))
     name = "runs/small/backbone/model.safetensors"
-    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_goes_on_with_other_ranks_and_another_stage(
+    shards: Path, whole: Path, tmp_path: Path, project: Path
+) -> None:
+    """Told to stop after a few steps on two ranks, it saves, and goes on as one, to rounding."""
+    path = dino(shards, tmp_path)
+    run = tmp_path / "runs" / "small"
+    process = launch(path, project, "checkpoint.every_steps=1000")
+    wait_for(process, run / "log.jsonl", step=KILL_AFTER)
+    process.terminate()
+    out, err = process.communicate()
+    assert process.returncode == STOPPED, err[-3000:]
+    told = out.splitlines()[-1]
+    assert told.endswith("steps, saved; the same command goes on from there")
+    stopped = int(told.split()[2])
+
+    words = ("deepspeed.stage=0", "resume.allow_changes=[deepspeed]")
+    said = finish(path, project, *words, ranks=1)
+    assert f"goes on with changes from step {stopped}: deepspeed.stage (1 -> 0)" in said
+    assert (
+        f"8 scans = 1 ranks x 4 x 2, CPU, fp32, ZeRO stage 0, going on from step {stopped}" in said
+    )
+    found, expected = np.array(losses(tmp_path)), np.array(losses(whole))
+    assert (found[:stopped] == expected[:stopped]).all()
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    weights = [
+        load_file(each / "runs/small/backbone/model.safetensors") for each in (tmp_path, whole)
+    ]
+    for name in weights[0]:
+        torch.testing.assert_close(*(each[name] for each in weights), rtol=1e-3, atol=1e-4)
 
 
 def test_a_finished_run_has_everything_and_is_not_run_again(
@@ -248,7 +291,7 @@ def test_local_crops_that_patches_do_not_tile_are_refused_with_the_recipe(
         (["shards=nowhere"], "nowhere: no shards here"),
         (["train.global_batch=7"], "7 scans are not a whole number of 2"),
         (["preprocessing.spacing_mm=[3,1,1]"], r"\[3, 1, 1\] mm, but .* null"),
-        (["deepspeed.stage=3"], "stage: 3 is not supported"),
+        (["deepspeed.stage=3", "mae=null", "dino={}"], "stage: 3 splits the parameters"),
         (["out=/dev/null/runs"], "cannot be written"),
         (
             ["reading.sequences=[volume,t1w]"],

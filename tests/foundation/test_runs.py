@@ -1,11 +1,20 @@
 """A run's folder knows which recipe and which shards it belongs to."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from foundation.running.runs import RunError, RunState, open_run
+from foundation.running.job import JobError, portions_of
+from foundation.running.runs import (
+    ResumeConfig,
+    RunError,
+    RunState,
+    keep_group,
+    kept_group,
+    open_run,
+)
 from recipes.load import Section
 
 
@@ -29,16 +38,15 @@ def open_small(
     recipe: Recipe | None = None,
     *,
     shards: str = "a" * 64,
-    world_size: int = 2,
     if_changed: Literal["refuse", "restart"] = "refuse",
+    allow_changes: tuple[str, ...] = (),
     said: list[str] | None = None,
 ) -> RunState:
     return open_run(
         folder,
         recipe=recipe or Recipe(),
         shards_digest=shards,
-        world_size=world_size,
-        if_changed=if_changed,
+        resume=ResumeConfig(if_changed=if_changed, allow_changes=allow_changes),
         say=pytest.fail if said is None else said.append,
     )
 
@@ -53,10 +61,10 @@ def test_each_changed_field_is_named(tmp_path: Path) -> None:
     open_small(tmp_path / "small")
     recipe = Recipe(lr=0.2, train=Train(steps=12, workers=4), out="elsewhere")
     with pytest.raises(RunError) as caught:
-        open_small(tmp_path / "small", recipe, shards="b" * 64, world_size=4)
+        open_small(tmp_path / "small", recipe, shards="b" * 64)
     line = str(caught.value)
     assert "shards (digest aaaaaaaa -> bbbbbbbb)" in line
-    assert "number of ranks (2 -> 4)" in line
+    assert "resume.allow_changes=[shards,lr,train.steps]" in line
     assert "lr (0.1 -> 0.2)" in line
     assert "train.steps (10 -> 12)" in line
     assert "resume.if_changed=restart" in line
@@ -85,7 +93,7 @@ def test_restart_moves_the_old_run_aside(tmp_path: Path) -> None:
 def test_a_finished_run_is_up_to_date_on_any_number_of_ranks(tmp_path: Path) -> None:
     open_small(tmp_path / "small")
     (tmp_path / "small" / "backbone").mkdir()
-    assert open_small(tmp_path / "small", world_size=1).finished
+    assert open_small(tmp_path / "small").finished
     with pytest.raises(RunError, match="lr"):
         open_small(tmp_path / "small", Recipe(lr=0.2))
 
@@ -94,3 +102,37 @@ def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "small" / "backbone").mkdir(parents=True)
     with pytest.raises(RunError, match=r"has no run\.json"):
         open_small(tmp_path / "small", if_changed="restart")
+
+
+def test_allowed_changes_go_on_and_are_written_down(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    open_small(folder)
+    keep_group(folder, 8)
+    recipe = Recipe(lr=0.2, train=Train(steps=12))
+    with pytest.raises(RunError, match=r"differs in lr \(0.1 -> 0.2\); choose"):
+        open_small(folder, recipe, allow_changes=("train",))
+    said: list[str] = []
+    state = open_small(folder, recipe, allow_changes=("train", "lr"), said=said)
+    assert state == FRESH._replace(group=8)
+    assert said == [
+        "goes on with changes from step 0: lr (0.1 -> 0.2); train.steps (10 -> 12)",
+    ]
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["changes"] == [{"step": 0, "fields": {"lr": [0.1, 0.2], "train.steps": [10, 12]}}]
+    # From now on the changed recipe is the run's own.
+    assert open_small(folder, recipe) == FRESH._replace(group=8)
+    with pytest.raises(RunError, match=r"lr \(0.2 -> 0.1\)"):
+        open_small(folder)
+
+
+def test_scans_that_are_compared_stay_as_many(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    assert kept_group(folder) is None
+    open_small(folder)
+    keep_group(folder, 8)
+    assert kept_group(folder) == 8
+    assert portions_of(32, micro_batch=2, world_size=2, group=8) == (4, 4)
+    assert portions_of(32, micro_batch=2, world_size=8, group=8) == (1, 4)
+    assert portions_of(32, micro_batch=2, world_size=4) == (2, 4)
+    with pytest.raises(JobError, match="compares 8 scans with each other, which 3 ranks"):
+        portions_of(24, micro_batch=2, world_size=3, group=8)
