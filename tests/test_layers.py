@@ -12,7 +12,7 @@ DOORWAYS = {
     "SimpleITK": {"shards/images/itk.py"},
     "aiohttp": {"shards/storage/connections.py"},
     "blosc2": {"shards/codec.py", "shards/bench/crop.py"},
-    "deepspeed": {"foundation/engine.py"},
+    "deepspeed": {"foundation/engine.py", "foundation/running/moments.py"},
     "distributed": {"shards/building/executors.py"},
     "fsspec": {"shards/storage/connections.py"},
     "gdcm": {"shards/dicom/tree.py"},

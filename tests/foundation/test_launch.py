@@ -133,6 +133,7 @@ def test_a_terminals_interrupt_comes_once(start: Start) -> None:
     job = start("deaf", "deaf")
     job.says("ready", times=2)
     ranks = psutil.Process(job.pid).children()
+    assert job.pid not in {os.getpgid(each.pid) for each in ranks}
     os.killpg(job.pid, signal.SIGINT)
     job.says("once more stops at once", times=1)
     assert len(psutil.wait_procs(ranks, timeout=0.3)[1]) == 2

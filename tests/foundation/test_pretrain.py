@@ -255,6 +255,55 @@ def test_a_loss_that_is_no_number_stops_all_ranks_in_one_line(
     assert not (tmp_path / "runs" / "small" / "backbone").exists()
 
 
+POISONED = """
+import sys
+import torch
+import foundation.pretrain as pretrain
+from foundation.mae import Mae
+from foundation.running.ranks import run_on_ranks
+forward, bad = Mae.forward, {3, 5, 18, 19, 20, 21}
+def poisoned(self, batch, step):
+    loss, metrics = forward(self, batch, step)
+    return (loss * torch.nan if int(batch.position[0]) // 8 in bad else loss), metrics
+Mae.forward = poisoned
+run_on_ranks(pretrain.main, pretrain.PretrainConfig, doc="")
+"""
+"""MAE whose loss is no number in six updates' scans."""
+
+
+def test_a_bad_stretch_is_skipped_then_passed_over(
+    shards: Path, tmp_path: Path, project: Path
+) -> None:
+    """Two bad updates are skipped; four in a row take the run back, and it ends behind them."""
+    words = [str(mae(shards, tmp_path)), "train.micro_batch=8", "safety.cool_steps=8"]
+    done = subprocess.run(
+        [sys.executable, "-c", POISONED, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "runs" / "small"
+    lines = read_log(run / "log.jsonl")
+    updates = {line["step"]: line for line in lines if "incident" not in line}
+    assert list(updates) == [step for step in range(1, STEPS + 1) if step not in (4, 6)]
+    incidents = [(line["step"], line["incident"]) for line in lines if "incident" in line]
+    bad = [(step, "loss") for step in (4, 6, 19, 20, 21, 22)]
+    assert incidents == [*bad, (16, "rollback")]
+    first = next(line for line in lines if "incident" in line)
+    assert first["applied"] is False
+    assert [(each["rank"], each["loss"], len(each["scans"])) for each in first["samples"]] == [
+        (0, "nan", 8)
+    ]
+    assert "back from step 22 to 16" in done.stderr
+    assert first["lr_scale"] == 0.5
+    assert updates[5]["lr"] == pytest.approx(0.5 * updates[3]["lr"], rel=0.05)
+    state = json.loads((run / "checkpoints" / "step-000024" / "state.json").read_text())
+    assert (state["position"], state["num_applied"]) == ((24 + 6) * 8, 22)
+    assert (run / "backbone").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

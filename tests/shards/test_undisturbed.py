@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from torch.utils.data import dataloader as workers
+from torch.utils.data import _utils as loading
 
 from shards.stream import crop_batches
 from shards.streaming.batch import CropBatch
@@ -106,7 +106,7 @@ def test_the_rank_itself_hears_what_came_while_it_started_its_readers() -> None:
 
 def rank(pids: Connection, *, closes: bool) -> None:
     """A process with two readers in the middle of a read."""
-    workers._utils.MP_STATUS_CHECK_INTERVAL = 0.3  # what the loader waits before its SIGTERM
+    loading.MP_STATUS_CHECK_INTERVAL = 0.3  # what the loader waits before its SIGTERM
     loader = torch.utils.data.DataLoader(
         Endless(), batch_size=None, num_workers=2, worker_init_fn=read_undisturbed
     )
