@@ -20,6 +20,7 @@ from foundation.running.ranks import Ranks
 from foundation.running.runs import BACKBONE, RunState, keep_group, kept_group, open_run
 from foundation.watching.pinned import PinnedScan, pinned_scans
 from shards.streaming.corpus import Corpus, open_corpus
+from shards.streaming.presence import check_shards
 from shards.streaming.reading import folder_list
 
 
@@ -45,11 +46,10 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
     portions = divide(config, ranks=ranks, group=kept_group(config.folder))
     check_channels(config.vit.in_chans, sequences=config.reading.sequences)
     corpus = corpus_of(config)
-    for reader in corpus.readers:
+    for folder, reader in zip(folder_list(config.shards), corpus.readers, strict=True):
+        check_shards(folder.folder, dataset=reader.dataset)
         check_spacing(config.preprocessing.spacing_mm, dataset=reader.dataset, shards=str(reader))
-    pinned = pinned_scans(
-        corpus, num_scans=config.health.num_scans, label=config.health.label, seed=config.seed
-    )
+    pinned = [] if config.deepspeed.stage == 3 else pinned_of(config, corpus)
     check_folder(config.out)
     beginning = find_beginning(config.init, vit_config=config.vit) if config.init else None
     announce_reading(corpus)
@@ -80,6 +80,13 @@ def divide(config: PretrainConfig, *, ranks: Ranks, group: int | None) -> Portio
         micro_batch=config.train.micro_batch,
         world_size=ranks.world_size,
         group=group if config.method_name in COMPARES_SAMPLES else None,
+    )
+
+
+def pinned_of(config: PretrainConfig, corpus: Corpus) -> list[PinnedScan]:
+    """The scans that health is measured on; stage 3, which has no whole backbone, has none."""
+    return pinned_scans(
+        corpus, num_scans=config.health.num_scans, label=config.health.label, seed=config.seed
     )
 
 

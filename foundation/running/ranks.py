@@ -74,7 +74,8 @@ def join_ranks(*, timeout_s: float) -> Ranks:
         os.environ.setdefault(name, value)
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        device = torch.device("cuda", local_rank)
+        # A task that SLURM shows one GPU only counts that one as its first.
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     else:

@@ -1,8 +1,10 @@
 """An alarm comes once, after patience and warm-up, and whether the run was interrupted or not."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
+import torch.distributed as dist
 
 from foundation.watching.alarms import HEALTHY, Alarm, Alarms, Unhealthy, stop_for
 
@@ -107,6 +109,14 @@ def test_every_range_has_words_for_each_side_that_can_be_reached() -> None:
         assert bool(healthy.above) == (healthy.high < 1.0)
 
 
+@pytest.fixture
+def alone() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_run_stops_for_an_alarm_only() -> None:
     stop_for([])
     watch = alarms(first_judged=0)

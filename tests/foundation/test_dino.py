@@ -375,3 +375,27 @@ def test_a_short_run_spreads_features_and_lowers_the_loss(crop_batch) -> None:
     assert last["student_std"] > 1.1 * first["student_std"]
     assert last["loss_cls_token"] < 0.8 * first["loss_cls_token"]
     assert last["loss_patches"] < 0.8 * first["loss_patches"]
+
+
+def test_the_teacher_is_an_average_that_bf16_could_not_hold() -> None:
+    """At a momentum of 0.9995 it moves by less than half a step of bf16, and moves all the same."""
+    slow = SHARED.model_copy(update={"momentum_teacher": 0.9995, "momentum_teacher_end": 0.9995})
+    dino = toy_dino(slow)
+    before = {name: p.clone() for name, p in dino.teacher.named_parameters()}
+    student = dict(dino.student.named_parameters())
+    with torch.no_grad():
+        for name in before:
+            student[name].mul_(1.1).add_(0.01)
+    for step in range(3):
+        dino.after_update(step)
+    share = 1 - 0.9995**3
+    for name, parameter in dino.teacher.named_parameters():
+        assert parameter.dtype == torch.float32
+        want = before[name] + share * (student[name] - before[name]).detach()
+        torch.testing.assert_close(parameter, want, rtol=1e-5, atol=1e-7)
+        moved = (parameter - before[name]).norm() / (student[name] - before[name]).norm()
+        assert float(moved.detach()) == pytest.approx(share, rel=1e-2), name
+    rounded = before["backbone.patch_embed.weight"].bfloat16()
+    for _ in range(3):
+        rounded.lerp_(student["backbone.patch_embed.weight"].bfloat16(), 1 - 0.9995)
+    assert (rounded == before["backbone.patch_embed.weight"].bfloat16()).float().mean() > 0.9

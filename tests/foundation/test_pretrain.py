@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -357,6 +358,26 @@ def test_a_job_that_cannot_run_is_refused_before_anything_is_built(
     with pytest.raises(ValueError, match=line) as caught:
         make_plan(config, ranks=ALONE)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_shard_that_is_not_there_is_told_before_anything_is_built(
+    shards: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / "shards"))
+    tar = sorted(folder.glob("*.tar"))[-1]
+    content = tar.read_bytes()
+    tar.unlink()
+    if damage == "cut":
+        tar.write_bytes(content[:-512])
+    number = len(list(shards.glob("*.tar")))
+    assert number > 1
+    with pytest.raises(
+        ValueError, match=f"1 of {number} shards are missing or cut, such as"
+    ) as told:
+        make_plan(load(mae(folder, tmp_path), PretrainConfig), ranks=ALONE)
+    assert tar.name in str(told.value)
     assert not (tmp_path / "runs" / "small").exists()
 
 
