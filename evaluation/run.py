@@ -213,7 +213,7 @@ def _store_pictures(config: EvaluationConfig, folder: Path, inputs: Inputs) -> N
 
 
 def _curve(run: Path, entry: Entry) -> dict[str, Any]:
-    lines = [line for line in read_log(run / "log.jsonl") if "loss" in line]
+    lines = [line for line in read_log(run / "log.jsonl") if isinstance(line.get("loss"), float)]
     return {
         "steps": [line["step"] for line in lines],
         "loss": [line["loss"] for line in lines],

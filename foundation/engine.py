@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,6 +134,7 @@ def start_engine(
     betas: tuple[float, float],
     clip: float | None,
     settings: dict[str, Any],
+    timeout_s: float,
 ) -> Any:
     """Wrap a method and a fresh AdamW into a DeepSpeed engine.
 
@@ -142,6 +144,7 @@ def start_engine(
         betas: Of AdamW.
         clip: The same as in ``settings``.
         settings: From :func:`deepspeed_dict`.
+        timeout_s: Longest wait of its collective calls.
 
     Raises:
         EngineError: DeepSpeed's extension cannot be built.
@@ -154,6 +157,7 @@ def start_engine(
     optimizer = torch.optim.AdamW([dict(group) for group in groups], lr=0.0, betas=betas)
     if settings["zero_optimization"]["stage"] == 0:
         _clip_at_step(optimizer, clip=clip)
+    _set_timeout(timeout_s)
     with _quietly(), _failed_build_is_an_error():
         engine, *_ = deepspeed.initialize(
             model=method, optimizer=optimizer, config=settings, dist_init_required=False
@@ -195,6 +199,14 @@ def _clip_at_step(optimizer: torch.optim.Optimizer, *, clip: float | None) -> No
                 parameter.grad = None
 
     optimizer.register_step_pre_hook(measure)
+
+
+def _set_timeout(timeout_s: float) -> None:
+    """Give DeepSpeed its group of all ranks: it would make one that waits for half an hour."""
+    from deepspeed.utils import groups
+
+    if groups._WORLD_GROUP is None:
+        groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=timeout_s))
 
 
 def _has_compiler() -> bool:

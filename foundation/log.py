@@ -45,15 +45,9 @@ def check_log(config: LogConfig) -> None:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last line that a kill cut short is left out."""
-    lines = []
-    with open(path, encoding="utf-8") as file:
-        for text in file:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    return lines
+    """The lines of a log that can be read; a last one that a kill cut short cannot."""
+    lines = (_parsed(text) for text in Path(path).read_bytes().split(b"\n"))
+    return [line for line in lines if line is not None]
 
 
 class RunLog:
@@ -165,10 +159,21 @@ def clock(seconds: float) -> str:
 
 def _cut(path: Path, *, step: int) -> list[dict[str, Any]]:
     """Cut the lines past ``step`` updates away, incidents excepted; those that stay."""
+    texts = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if damaged := sum(_parsed(text) is None for text in texts[:-1]):
+        print(f"{path}: {damaged} damaged lines are left out", file=sys.stderr)
     lines = read_log(path) if path.exists() else []
     kept = [line for line in lines if line["step"] <= step or "incident" in line]
     write_text(path, "".join(_as_line(line) for line in kept))
     return kept
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:  # of JSON or of UTF-8
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 def _as_line(line: Mapping[str, Any]) -> str:

@@ -175,6 +175,7 @@ def start(job: Job, *, method: Any, state: RunState) -> Any:
         betas=config.optimiser.betas,
         clip=config.optimiser.clip,
         settings=settings,
+        timeout_s=config.train.timeout_s,
     )
     assert engine.train_batch_size() == config.train.global_batch, "an update sees its global batch"
     if state.checkpoint is not None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from foundation.checkpoint import newest_checkpoint, read_state
 from foundation.running.files import numbered
-from recipes.load import Section, to_yaml
+from recipes.load import Section, digest
 from shards.files import write_json, write_text
 
 RECIPE, RUN, LOG, INCIDENTS = "recipe.yaml", "run.json", "log.jsonl", "incidents.json"
@@ -98,17 +98,18 @@ def open_run(
             and ``resume`` does not allow for it.
     """
     facts: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
         "shards_digest": shards_digest,
         **({"initialised_from": begun} if begun else {}),
     }
     if (folder / RUN).is_file():
         finished = (folder / BACKBONE).is_dir()
-        changes = list(_changes(folder, recipe=recipe, facts=facts))
+        changes = list(_changes(read_run(folder), now=facts))
         matter = [each for each in changes if not _is_allowed(each.name, resume.allow_changes)]
         if not matter:
             state = _standing(folder, finished=finished, say=say)
             if changes and not finished:
-                _take_over(folder, changes, recipe=recipe, facts=facts, step=state.step, say=say)
+                _take_over(folder, changes, facts=facts, step=state.step, say=say)
                 if any(each.name == _MICRO_BATCH for each in changes):
                     state = state._replace(group=None)
             return state
@@ -126,24 +127,40 @@ def open_run(
     elif (folder / BACKBONE).exists() or (folder / CHECKPOINTS).exists():
         raise RunError(f"{folder}: has no {RUN}, so its run is unknown; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RECIPE, to_yaml(recipe))
-    write_json(folder / RUN, facts)
+    _write_run(folder, facts)
     return RunState(finished=False, step=0, checkpoint=None)
 
 
 def kept_group(folder: Path) -> int | None:
     """Scans that the run in this folder compares with each other, if there is one."""
-    path = folder / RUN
-    if not path.is_file():
+    if not (folder / RUN).is_file():
         return None
-    found: int | None = json.loads(path.read_text()).get("comparison_group")
+    found: int | None = read_run(folder).get("comparison_group")
     return found
 
 
 def keep_group(folder: Path, group: int) -> None:
     """Have it stay the same when the run goes on with another number of ranks."""
-    facts = json.loads((folder / RUN).read_text())
-    write_json(folder / RUN, {**facts, "comparison_group": group})
+    _write_run(folder, {**read_run(folder), "comparison_group": group})
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What began the run: ``recipe``, ``shards_digest``, and what came to it since.
+
+    Raises:
+        RunError: ``run.json`` is not what was written.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((folder / RUN).read_bytes())
+        is_whole = facts.pop("digest") == digest(facts)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise RunError(
+            f"{folder / RUN}: not what was written, so the run there is unknown; bring it back "
+            f"from a backup, or choose another name"
+        )
+    return facts
 
 
 def _standing(folder: Path, *, finished: bool, say: Callable[[str], None]) -> RunState:
@@ -158,17 +175,15 @@ def _take_over(
     folder: Path,
     changes: Sequence[Change],
     *,
-    recipe: Section,
     facts: Mapping[str, Any],
     step: int,
     say: Callable[[str], None],
 ) -> None:
     """Make the changed recipe the run's own, and write down since when."""
-    before = json.loads((folder / RUN).read_text())
+    before = read_run(folder)
     entry = {"step": step, "fields": {each.name: [each.was, each.now] for each in changes}}
     entries = [*before.get("changes", []), entry]
-    write_json(folder / RUN, {**before, **facts, "changes": entries})
-    write_text(folder / RECIPE, to_yaml(recipe))
+    _write_run(folder, {**before, **facts, "changes": entries})
     say(f"goes on with changes from step {step}: {'; '.join(str(each) for each in changes)}")
 
 
@@ -176,16 +191,20 @@ def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in allowed)
 
 
-def _changes(folder: Path, *, recipe: Section, facts: Mapping[str, Any]) -> Iterator[Change]:
+def _write_run(folder: Path, facts: dict[str, Any]) -> None:
+    """``run.json``, with its own digest, and the recipe in it as ``recipe.yaml`` for people."""
+    write_json(folder / RUN, {**facts, "digest": digest(facts)})
+    write_text(folder / RECIPE, yaml.safe_dump(facts["recipe"], sort_keys=False))
+
+
+def _changes(before: Mapping[str, Any], *, now: Mapping[str, Any]) -> Iterator[Change]:
     """Whatever makes it another run."""
-    before, now = json.loads((folder / RUN).read_text()), dict(facts)
     if before["shards_digest"] != now["shards_digest"]:
         yield Change("shards", *(each["shards_digest"][:8] for each in (before, now)))
     was, now_is = (_digest_of_beginning(each) for each in (before, now))
     if was != now_is:
         yield Change("init.weights", was[:8], now_is[:8])
-    old = dict(_flat(yaml.safe_load((folder / RECIPE).read_text())))
-    new = dict(_flat(recipe.model_dump(mode="json")))
+    old, new = (dict(_flat(each["recipe"])) for each in (before, now))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and not name.startswith(_FREE):
             yield Change(name, old.get(name), new.get(name))

@@ -12,7 +12,8 @@ HEARTBEATS = "heartbeats"
 
 _SILENT_S = 30.0
 _DIES_S = 2.0
-_CLOSED = "closed by peer"
+# What gloo says, which has no class of its own for it, of a connection that broke or timed out.
+_LOST = ("closed by peer", "gloo/transport", "Connection reset")
 
 State = Literal["dead", "silent", "failed", "behind"]
 
@@ -107,7 +108,7 @@ def lost_the_others(error: BaseException) -> bool:
     from torch import distributed
 
     return isinstance(error, RuntimeError) and (
-        isinstance(error, distributed.DistError) or _CLOSED in str(error)
+        isinstance(error, distributed.DistError) or any(word in str(error) for word in _LOST)
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from foundation.mae import Mae
+from shards.files import write_bytes
 from shards.streaming.batch import CropBatch
 
 NAME = "reconstructions.npz"
@@ -35,6 +36,4 @@ def save_reconstructions(folder: Path, *, method: Mae, batch: CropBatch) -> None
         reconstruction=rebuilt.numpy(),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{NAME}.tmp"
-    beside.write_bytes(content.getvalue())
-    beside.replace(folder / NAME)
+    write_bytes(folder / NAME, content.getvalue())

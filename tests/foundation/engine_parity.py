@@ -129,7 +129,9 @@ def start(method: str, place: Place, precision: str, weights: dict | None) -> An
         num_parameters=100,
     )
     module.to(DEVICE)
-    return start_engine(module, groups=groups(module), betas=BETAS, clip=CLIP, settings=settings)
+    return start_engine(
+        module, groups=groups(module), betas=BETAS, clip=CLIP, settings=settings, timeout_s=60
+    )
 
 
 def update(engine: Any, step: int, rank: int) -> float:

@@ -51,6 +51,32 @@ def test_a_torn_last_line_is_left_out_when_reading(tmp_path: Path) -> None:
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]
 
 
+def test_a_damaged_line_takes_no_other_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [b'{"step": 1}', b'{"st\xffp": 2}', b"[3]", b'{"step": 4}', b'{"step": 5']
+    path.write_bytes(b"\n".join(lines))
+    assert read_log(path) == [{"step": 1}, {"step": 4}]
+    open_log(path, start=9).close()
+    assert "log.jsonl: 2 damaged lines are left out" in capsys.readouterr().err
+    open_log(path, start=9).close()
+    assert not capsys.readouterr().err
+
+
+def test_what_went_wrong_stays_told(tmp_path: Path) -> None:
+    """Whatever step the run goes on from, or goes back to."""
+    log = open_log(tmp_path / "log.jsonl", start=0)
+    for step in range(1, 6):
+        log.write({"step": step, "loss": 1.0})
+    log.write({"step": 6, "incident": "loss"})
+    log.rewind(2)
+    log.write({"step": 3, "loss": 2.0})
+    log.close()
+    found = [(line["step"], line.get("loss")) for line in read_log(tmp_path / "log.jsonl")]
+    assert found == [(1, 1.0), (2, 1.0), (6, None), (3, 2.0)]
+
+
 def test_progress_says_a_line_at_first_and_at_the_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -136,3 +136,22 @@ def test_scans_that_are_compared_stay_as_many(tmp_path: Path) -> None:
     assert portions_of(32, micro_batch=2, world_size=4) == (2, 4)
     with pytest.raises(JobError, match="compares 8 scans with each other, which 3 ranks"):
         portions_of(24, micro_batch=2, world_size=3, group=8)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b"flipped"])
+def test_a_damaged_run_file_is_named(tmp_path: Path, damage: bytes) -> None:
+    folder = tmp_path / "small"
+    open_small(folder)
+    path = folder / "run.json"
+    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.2") if damage == b"flipped" else damage)
+    for call in (open_small, kept_group):
+        with pytest.raises(RunError, match=r"small/run.json: not what was written") as told:
+            call(folder)
+        assert "\n" not in str(told.value)
+
+
+def test_the_recipe_for_people_is_no_part_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    open_small(folder)
+    (folder / "recipe.yaml").write_bytes(b"\xff\xfe")
+    assert open_small(folder) == FRESH
