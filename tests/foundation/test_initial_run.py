@@ -97,5 +97,5 @@ def test_a_run_begins_from_a_backbone_says_so_and_keeps_to_it(
 
     assert make_plan(config, ranks=ALONE).state.finished
     first_backbone(tmp_path / "first", config, seed=2)
-    with pytest.raises(ValueError, match=r"differs in content of init.weights \(digest "):
+    with pytest.raises(ValueError, match=r"differs in init.weights \(digest "):
         make_plan(config, ranks=ALONE)

@@ -1,6 +1,6 @@
 import torch
 
-from foundation.running.randomness import normal_field, sample_generator, sample_seed
+from foundation.running.randomness import normal_field, path_draws, sample_generator, sample_seed
 
 
 def test_purposes_positions_and_seeds_are_apart() -> None:
@@ -44,3 +44,16 @@ def test_noise_is_standard_normal_and_white() -> None:
 def test_a_field_follows_from_its_seed_alone() -> None:
     both = normal_field(torch.tensor([9, 4]), num_values=11)
     assert torch.equal(normal_field(torch.tensor([4]), num_values=11), both[1:])
+
+
+def test_path_draws_are_uniform_and_each_sample_s_own() -> None:
+    draws = path_draws(3, positions=range(50), num_views=2, num_values=40)
+    assert draws.shape == (100, 40)
+    assert 0 < draws.min() < 0.01
+    assert 0.99 < draws.max() <= 1
+    counts = torch.histc(draws, bins=10, min=0, max=1)
+    assert (counts / 400 - 1).abs().max() < 0.2
+    alone = path_draws(3, positions=[7], num_views=2, num_values=40)
+    assert torch.equal(alone, draws[[7, 57]])
+    assert not torch.equal(draws[7], draws[57])
+    assert not torch.equal(path_draws(4, positions=[7], num_views=1, num_values=40)[0], draws[7])

@@ -12,6 +12,7 @@ from foundation.network.positions import (
     rotated_channels,
     sincos_positions,
 )
+from foundation.running.randomness import path_draws
 from foundation.vit import SIZES, Crops, VitConfig, build_vit
 from recipes.load import RecipeError, parse
 
@@ -338,7 +339,7 @@ def test_drop_path_leaves_whole_samples_out() -> None:
         drop_paths=[0.5],
     )[0]
     segments = [Segment(64, 3, None), Segment(32, 2, None)]
-    dropped = block._drop(torch.ones(256, 24), segments)
+    dropped = block._drop(torch.ones(256, 24), segments, branch=0)
     parts = [
         part.view(each.num_samples, -1)
         for part, each in zip(dropped.split([192, 64]), segments, strict=True)
@@ -346,7 +347,8 @@ def test_drop_path_leaves_whole_samples_out() -> None:
     for part in parts:
         assert torch.equal(part, part[:, :1].expand_as(part))
         assert set(part[:, 0].tolist()) == {0.0, 2.0}
-    assert torch.equal(block.eval()._drop(torch.ones(256, 24), segments), torch.ones(256, 24))
+    kept = block.eval()._drop(torch.ones(256, 24), segments, branch=0)
+    assert torch.equal(kept, torch.ones(256, 24))
 
 
 def test_checkpointed_blocks_give_the_same_gradients() -> None:
@@ -390,3 +392,26 @@ def test_a_block_compiles_in_one_piece_and_computes_the_same(checkpoint_blocks: 
 def test_positions_that_cannot_be_built_are_refused(override, message) -> None:
     with pytest.raises(RecipeError, match=message):
         parse({"size": "toy", "patch_size": [8, 8, 8]} | override, VitConfig, where="recipe")
+
+
+def test_drop_path_follows_the_samples_however_they_are_batched() -> None:
+    """By the numbers of each sample, two for each block; without any, torch's generator decides."""
+    vit = _variant("rope", drop_path_rate=0.6).train()
+    assert _variant("rope").num_draws == 0
+    assert vit.num_draws == 2 * len(vit.blocks)
+    volume = torch.randn(6, 1, 4, 12, 15, generator=torch.Generator().manual_seed(1))
+    draws = path_draws(5, positions=range(6), num_views=1, num_values=vit.num_draws)
+    whole = vit(volume, draws=draws)
+    parts = [vit(volume[rows], draws=draws[rows]) for rows in (slice(0, 1), slice(1, 6))]
+    for name in ("cls_token", "patch_tokens"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(joined, getattr(whole, name), rtol=1e-5, atol=1e-5)
+    # The last block leaves a branch out of a sample whose number is above what it keeps.
+    last = vit.blocks[-1]
+    values = torch.ones(6 * 2, vit.embed_dim)
+    for branch in (0, 1):
+        dropped = last._drop(values, [Segment(6, 2, None, draws)], branch=branch)
+        kept = draws[:, 2 * last.index + branch] <= 1 - last.drop_path_rate
+        assert 0 < kept.sum() < 6
+        want = (kept.float() / (1 - last.drop_path_rate)).repeat_interleave(2)
+        torch.testing.assert_close(dropped[:, 0], want)
