@@ -104,11 +104,12 @@ def main(config: BuildConfig) -> None:
         output.recover()
         standing = _standing(config, output)
         stamp = _stamp(config, key)
-        if standing is not None and standing.stamp == stamp:
-            print(f"up to date: {output}")
-            return
-        _build(config, output=output, key=key, standing=standing, stamp=stamp)
-    print(f"shards: {output}")
+        is_new = standing is None or standing.stamp != stamp
+        if is_new:
+            _build(config, output=output, key=key, standing=standing, stamp=stamp)
+        if config.part == "merge":
+            Spool(output.spool, plan="").remove_merged()
+    print(f"shards: {output}" if is_new else f"up to date: {output}")
 
 
 def _build(
@@ -124,6 +125,7 @@ def _build(
     if plan.num_gone:
         print(f"{plan.num_gone} inputs of earlier builds are gone; their samples stay")
     packer = _pack(config, output=output, plan=plan, standing=standing)
+    _ledger_so_far(output).unlink(missing_ok=True)  # of a try that was stopped
     entries = [*plan.kept, *packer.entries, *plan.unread]
     old = _without_stale(packer, output=output, plan=plan, standing=standing)
     shards = [*old.shards, *packer.shards]
@@ -140,11 +142,20 @@ def _build(
         withdrawn=standing.withdrawn if standing else [],
         next_shard=old.next_shard,
     )
-    write_stamp(output.draft, stamp=stamp, states=plan.states)
-    output.publish(shards, content=content)
+    _stamp_draft(output, plan=plan, stamp=stamp, entries=packer.entries)
     if config.part == "merge":
-        Spool(output.spool, plan="").remove()
+        Spool(output.spool, plan="").mark_merged()
+    output.publish(shards, content=content)
     print(summary(entries, num_subjects=content["num_subjects"]))
+
+
+def _stamp_draft(output: Output, *, plan: Plan, stamp: str, entries: Sequence[Entry]) -> None:
+    """What the next build compares with; it tries again what was gone for a while."""
+    if vanished := plan.vanished(entries):
+        print(f"{len(vanished)} inputs were gone when they were read; build again to try them")
+        stamp = ""
+    states = {name: state for name, state in plan.states.items() if name not in vanished}
+    write_stamp(output.draft, stamp=stamp, states=states)
 
 
 def _pack(config: BuildConfig, *, output: Output, plan: Plan, standing: Standing | None) -> Packer:
@@ -165,11 +176,13 @@ def _pack(config: BuildConfig, *, output: Output, plan: Plan, standing: Standing
         first_shard=standing.dataset["next_shard"] if standing else 0,
         deliver=output.deliver,
     )
-    if (progress := journal.read()) is not None:
-        journal.trim()
+    if (progress := journal.resume(is_whole=output.is_whole)) is not None:
         storage = MappedFolder(output.draft)
         done = [one for entry in progress.shards for one in read_index(storage, entry)]
         packer.go_on(progress, done)
+        if progress.dropped:
+            told = "the first is damaged, or its line of the journal"
+            print(f"{output.draft}: {progress.dropped} shards are made again: {told}", flush=True)
         print(f"going on: {progress.inputs} of {len(plan.jobs)} inputs are done", flush=True)
     else:
         fresh_draft(output)  # another plan's draft is of no use
@@ -222,6 +235,9 @@ def _convert_part(config: BuildConfig, *, output: Output, key: bytes) -> None:
         raise BuildError(f"part={config.part}: parts are numbered from 0 to {of - 1}")
     output.recover()
     plan = make_plan(read_sources(config), key=key, standing=_standing(config, output))
+    if not plan.jobs:
+        print(f"up to date: {output} holds every input")
+        return
     spool = Spool(output.spool, plan=plan.digest(config.digest))
     spool.begin(of=of)
     jobs = [job for job in plan.jobs[part::of] if not spool.has(job)]
@@ -359,11 +375,15 @@ def _errors_that_leave_what_stood(output: Output) -> Iterator[None]:
             shutil.rmtree(output.draft, ignore_errors=True)
 
 
+def _ledger_so_far(output: Output) -> Path:
+    return output.beside.with_name(f"{output.beside.name}.{LEDGER}")
+
+
 def _stop(
     config: BuildConfig, output: Output, entries: Sequence[Entry], *, num_scans: int
 ) -> NoReturn:
     """Leave the ledger so far beside the folder and say what went wrong most often."""
-    ledger = output.beside.with_name(f"{output.beside.name}.{LEDGER}")
+    ledger = _ledger_so_far(output)
     write_ledger(ledger, entries)
     raise BuildError(
         f"{counts(entries)['rejected']} of {num_scans} scans are rejected, the recipe allows a"

@@ -15,11 +15,22 @@ PIECE_BYTES = 1 << 20
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, 64 hex digits, read in pieces."""
-    found = hashlib.sha256()
+    return _hashed(path, hashlib.sha256())
+
+
+def xxh3_128_of(path: Path) -> str:
+    """XXH3-128 of a file, 32 hex digits: finds damage ten times as fast, withstands no forgery."""
+    import xxhash
+
+    return _hashed(path, xxhash.xxh3_128())
+
+
+def _hashed(path: Path, found: Any) -> str:
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             found.update(piece)
-    return found.hexdigest()
+    digits: str = found.hexdigest()
+    return digits
 
 
 def write_bytes(path: Path, content: bytes) -> None:

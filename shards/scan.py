@@ -22,6 +22,7 @@ ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 MODALITIES = ("CT", "MR", "PT", "OT")
 MAX_SHEAR = 0.02  # |cosine| between two voxel axes: 1.1 degrees, far below any gantry tilt in use
 INT16 = np.iinfo(np.int16)
+ABSENT = "the file or folder does not exist"
 
 
 class ScanError(ValueError):
@@ -116,7 +117,7 @@ def read_scans(
             yield from read(archive + mark[:-1], member, modality=modality, policy=policy)
             return
     if not Path(name).exists():
-        raise ScanError("the file or folder does not exist")
+        raise ScanError(ABSENT)
     if Path(name).is_dir():
         yield from _read_folder(name, modality=modality, policy=policy)
     elif name.lower().endswith(NIFTI):

@@ -15,7 +15,7 @@ from shards.measure.intensity import IntensityStatistics, foreground_box, intens
 from shards.measure.quality import quality_score
 from shards.measure.similar import perceptual_hash
 from shards.pseudonym import pseudonym
-from shards.scan import Scan, ScanError
+from shards.scan import ABSENT, Scan, ScanError
 from shards.sources.inputs import Input
 from shards.sources.listing import local_copies
 from shards.sources.select import refusal_by_header, refusal_by_voxels
@@ -87,8 +87,7 @@ def convert(task: Task) -> list[Converted]:
     except ScanError as error:
         found.append(Converted(None, "rejected", str(error)))
     except MissingFile:
-        reason = "the file or folder does not exist"
-        found.append(Converted(None, "rejected", reason))
+        found.append(Converted(None, "rejected", ABSENT))
     return found
 
 

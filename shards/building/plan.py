@@ -12,6 +12,7 @@ from shards.building.ledger import Entry
 from shards.building.standing import Standing
 from shards.index import Sample
 from shards.pseudonym import day_shift, derived_key, pseudonym
+from shards.scan import ABSENT
 from shards.sources.inputs import Input
 from shards.sources.source import Source
 from shards.storage.places import PlaceError
@@ -51,6 +52,15 @@ class Plan:
     def num_inputs(self) -> int:
         """Those to convert, and those that an earlier build read."""
         return len(self.jobs) + len({entry.input for entry in self.kept})
+
+    def vanished(self, entries: Iterable[Entry]) -> set[str]:
+        """Inputs whose files were there when this plan was made and gone when they were read."""
+        seen = {job.input for job in self.jobs if job.task.item.verdict is None}
+        return {
+            entry.input
+            for entry in entries
+            if entry.input in seen and entry.reason is not None and entry.reason.endswith(ABSENT)
+        }
 
     def digest(self, recipe_digest: str) -> str:
         """Of all that decides the result."""

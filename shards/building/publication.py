@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shards.building.journal import JOURNAL
-from shards.files import publish_folder, recover_folder, write_json
+from shards.files import publish_folder, recover_folder, sha256_of, write_json, xxh3_128_of
 from shards.index import DATASET, LEDGER, index_path
 from shards.storage.places import Place, PlaceError
 
@@ -39,6 +39,9 @@ class Output(Protocol):
 
     def deliver(self, tar: Path, entry: Mapping[str, Any]) -> None:
         """A shard of the draft is whole, and so is its index."""
+
+    def is_whole(self, entry: Mapping[str, Any]) -> bool:
+        """A shard that was delivered is still what was written, as far as this machine has it."""
 
     def publish(self, shards: Sequence[Mapping[str, Any]], *, content: Mapping[str, Any]) -> None:
         """Make the draft, whose ledger and stamp are written, what readers see.
@@ -67,6 +70,16 @@ class LocalOutput:
 
     def deliver(self, tar: Path, entry: Mapping[str, Any]) -> None:
         """It waits in the draft for the others."""
+
+    def is_whole(self, entry: Mapping[str, Any]) -> bool:
+        """As :class:`Output`; every byte is read."""
+        tar = self.draft / entry["file"]
+        return (
+            tar.is_file()
+            and tar.stat().st_size == entry["size_bytes"]
+            and xxh3_128_of(tar) == entry["xxh3_128"]
+            and _has_index(self.draft, entry)
+        )
 
     def publish(self, shards: Sequence[Mapping[str, Any]], *, content: Mapping[str, Any]) -> None:
         """As :class:`Output`; shards that stay are linked, so none of their bytes is touched."""
@@ -106,6 +119,10 @@ class RemoteOutput:
             )
         tar.unlink()
 
+    def is_whole(self, entry: Mapping[str, Any]) -> bool:
+        """As :class:`Output`: the index; the tar has left."""
+        return _has_index(self.draft, entry)
+
     def publish(self, shards: Sequence[Mapping[str, Any]], *, content: Mapping[str, Any]) -> None:
         """As :class:`Output`; files that nothing names any more are removed at last."""
         write_json(self.draft / DATASET, content)
@@ -132,6 +149,11 @@ def fresh_draft(output: Output) -> None:
     with suppress(FileNotFoundError):
         shutil.rmtree(output.draft)
     output.draft.mkdir(parents=True)
+
+
+def _has_index(draft: Path, entry: Mapping[str, Any]) -> bool:
+    index = index_path(draft / entry["file"])
+    return index.is_file() and sha256_of(index) == entry["index_sha256"]
 
 
 def _link(path: Path, there: Path) -> None:

@@ -1,25 +1,29 @@
 """Converted inputs in files: on their way from a worker, or from the parts of a build to its merge.
 
 A file holds what :func:`shards.building.convert.convert` returned for one input: a line of JSON,
-then the members' bytes. Its name is keyed.
+then the members' bytes. Its name is keyed. One of a part, which may wait for days, begins with a
+seal: a digest of all else. What does not fit its seal is damaged, and its input is converted again.
 """
 
 import json
 import mmap
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recipes.load import digest
 from shards.building.convert import Converted
 from shards.building.executors import Executor
 from shards.building.plan import Job
 from shards.codec import Checksums
-from shards.files import write_bytes, write_json
+from shards.files import PIECE_BYTES, write_bytes, write_json
 from shards.write import PackedSample
 
 ABOUT = "parts.json"
+_SEAL_BYTES = 33  # XXH3-128 in hex digits, and a line end
 
 
 class SpoolError(ValueError):
@@ -33,13 +37,18 @@ def packed(found: Sequence[Converted]) -> list[bytes | memoryview]:
     return [header, b"\n", *bodies]
 
 
-def fetch(path: Path) -> list[Converted]:
-    """Back from :func:`packed`; the members stay in the file, which is mapped."""
+def fetch(path: Path, *, start: int = 0) -> list[Converted]:
+    """Back from :func:`packed`; the members stay in the file, which is mapped.
+
+    Args:
+        path: The file.
+        start: Where in it they begin.
+    """
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    content, end = memoryview(mapped), mapped.find(b"\n")
+    content, end = memoryview(mapped), mapped.find(b"\n", start)
     place, found = end + 1, []
-    for about in json.loads(content[:end].tobytes()):
+    for about in json.loads(content[start:end].tobytes()):
         sample = None
         if about["sample"] is not None:
             members: dict[str, bytes | memoryview] = {}
@@ -66,6 +75,8 @@ class ThroughFiles:
     def __init__(self, executor: Executor, folder: Path) -> None:
         """``folder`` is emptied."""
         self._executor, self._folder = executor, folder
+        # A worker that outlives a killed build for a moment must not find the place of another.
+        self._own = folder / str(os.getpid())
 
     def map(
         self,
@@ -76,8 +87,8 @@ class ThroughFiles:
     ) -> Iterator[list[Converted]]:
         """The results in the order of ``items``."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
-        send = partial(_send, function, self._folder)
+        self._own.mkdir(parents=True)
+        send = partial(_send, function, self._own)
         try:
             for made in self._executor.map(send, items, failed=failed):
                 yield _taken(made) if isinstance(made, Path) else made
@@ -116,36 +127,48 @@ class Spool:
             SpoolError: Parts of another build are in it.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        about = {"plan": self._plan, "of": of}
-        if (found := self._about()) not in (None, about):
+        found = self._about()
+        if found is not None and (found["plan"], found["of"]) == (self._plan, of):
+            return
+        if found is not None and not found["merged"]:
             raise SpoolError(
                 f"{self._folder}: holds parts of another recipe, other inputs or another number of"
                 " parts; merge it with part=merge, or remove it"
             )
-        if found is None:
-            write_json(self._folder / ABOUT, about)
+        self._tell({"plan": self._plan, "of": of, "merged": False})
 
     def has(self, job: Job) -> bool:
-        """This input is converted."""
-        return self._path(job).is_file()
+        """This input is converted; a damaged file counts for nothing, and is told of."""
+        path = self._path(job)
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            seal = file.read(_SEAL_BYTES)
+            is_whole = seal == self._seal(iter(partial(file.read, PIECE_BYTES), b""))
+        if not is_whole:
+            print(f"{path}: damaged or of another build, and converted again", flush=True)
+        return is_whole
 
     def store(self, job: Job, found: Sequence[Converted]) -> None:
         """Keep the scans of one input."""
-        write_bytes(self._path(job), b"".join(packed(found)))
+        pieces = packed(found)
+        write_bytes(self._path(job), b"".join([self._seal(pieces), *pieces]))
 
     def check_complete(self, jobs: Sequence[Job]) -> None:
-        """All parts are done.
+        """All parts are done, if there are any to do.
 
         Raises:
             SpoolError: Inputs are missing; it names the parts.
         """
+        if not jobs:
+            return
         about = self._about()
         if about is None or about["plan"] != self._plan:
             raise SpoolError(
-                f"{self._folder}: no parts of this build; convert them first with part=0/N"
-                " and so on, from the same recipe, inputs and key"
+                f"{self._folder}: no parts of this build, or {ABOUT} is damaged; convert them first"
+                " with part=0/N and so on, from the same recipe, inputs and key"
             )
-        missing = [place for place, job in enumerate(jobs) if not self.has(job)]
+        missing = [place for place, job in enumerate(jobs) if not self._path(job).is_file()]
         if missing:
             parts = sorted({place % about["of"] for place in missing})
             raise SpoolError(
@@ -164,17 +187,45 @@ class Spool:
         *,
         failed: Callable[[Any, str], Any],
     ) -> Iterator[Any]:
-        """As an executor: all has been made, it is only read."""
-        del function, failed
-        return (fetch(self._path(job)) for job in items)
+        """As an executor: all has been made and is only read, but for what is damaged."""
+        del failed
+        for job in items:
+            yield fetch(self._path(job), start=_SEAL_BYTES) if self.has(job) else function(job)
 
-    def remove(self) -> None:
-        """The shards are made."""
-        shutil.rmtree(self._folder)
+    def mark_merged(self) -> None:
+        """All is in shards, which are about to be published: a build to come needs none of it."""
+        if (about := self._about()) is not None:
+            self._tell({**about, "merged": True})
+
+    def remove_merged(self) -> None:
+        """The shards are published; the mark goes last, so that a killed removal is taken up."""
+        about = self._about()
+        if about is None or not about["merged"]:
+            return
+        for path in sorted(self._folder.iterdir(), key=lambda path: path.name == ABOUT):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._folder.rmdir()
 
     def _about(self) -> dict[str, Any] | None:
-        path = self._folder / ABOUT
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        """What the parts have in common; None where nothing is told, or it is damaged."""
+        try:
+            about: dict[str, Any] = json.loads((self._folder / ABOUT).read_bytes())
+            said = about.pop("digest")
+        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+        return about if digest(about) == said else None
+
+    def _tell(self, about: dict[str, Any]) -> None:
+        write_json(self._folder / ABOUT, {**about, "digest": digest(about)})
+
+    def _seal(self, pieces: Iterable[bytes | memoryview]) -> bytes:
+        """Covers the plan: what another recipe made of the same input does not fit."""
+        import xxhash
+
+        found = xxhash.xxh3_128(self._plan.encode())
+        for piece in pieces:
+            found.update(piece)
+        return f"{found.hexdigest()}\n".encode()
 
     def _path(self, job: Job) -> Path:
         return self._folder / f"{job.input}-{job.state}"

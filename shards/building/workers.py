@@ -1,12 +1,14 @@
-"""Worker processes: they leave Ctrl-C to the process that started them, and die in one line."""
+"""Worker processes: they leave Ctrl-C to the process that started them, and end when it does."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing.connection import wait
 from typing import Any
 
 FEW = 4_000  # items that are done before the processes have started
@@ -24,7 +26,9 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         WorkerDied: One of them ended without an answer.
     """
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
         _start(pool, workers)
         try:
             yield pool
@@ -46,6 +50,18 @@ def ordered_map(workers: int) -> Callable[..., Iterator[Any]]:
             yield from pool.map(function, items, chunksize=CHUNK)
 
     return apply
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its workers, which would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker"
+
+    def watch() -> None:
+        wait([parent.sentinel])  # the system closes the other end, whatever the parent died of
+        os._exit(1)  # whoever would read the rest of its work is gone
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def _keep_memory() -> dict[str, str]:

@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from recipes.load import load
 from shards.index import VOLUME
+from shards.scan import ABSENT
 from shards.sources.cohort import Cohort, CohortConfig, CohortRow, load_cohort
 from shards.sources.from_files import partner_info
 from shards.sources.inputs import Input, SourceError, Value, identity_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from shards.sources.source import SourceConfig
 
 Cell = str | int | float | None
+_ABSENT = "absent"  # in place of a time
 
 
 def cohort_inputs(config: "SourceConfig", listing: Listing) -> tuple[CohortConfig, list[Input]]:
@@ -66,8 +68,8 @@ class _Paths:
         return str(path.absolute())
 
     def info(self, name: str) -> FileInfo:
-        """Of a file; of size -1 where it is absent, which the reader then says."""
-        return self.listing.info(name) or FileInfo(name, -1, "absent")
+        """Of a file; of size -1 where it is absent."""
+        return self.listing.info(name) or FileInfo(name, -1, _ABSENT)
 
     def files(self, where: str) -> list[FileInfo]:
         """All files that reading ``where`` takes."""
@@ -110,7 +112,18 @@ def _input(row: CohortRow, config: "SourceConfig", paths: _Paths, place: int) ->
         split=row.split,
         values=values,
         visit=row.visit,
+        verdict=_verdict({**sequences, **row.masks}, paths),
     )
+
+
+def _verdict(
+    parts: Mapping[str, str], paths: _Paths
+) -> tuple[Literal["rejected", "skipped"], str] | None:
+    """A file that is not there; one that a reader misses nevertheless has gone since."""
+    for name, where in parts.items():
+        if any(one.stamp == _ABSENT for one in paths.files(where)):
+            return "rejected", ABSENT if len(parts) == 1 else f"{name}: {ABSENT}"
+    return None
 
 
 def _rows(config: "SourceConfig", listing: Listing) -> tuple[Cohort, list[CohortRow], Path]:

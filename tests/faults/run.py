@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def main() -> None:
         for number in range(first, stop):
             job = jobs[_case(number).job]
             if job.name not in references:
-                references[job.name] = _apart(base, lambda job=job: _reference(job, base))
+                references[job.name] = _apart(base, partial(_reference, job, base))
             reference = references[job.name]
-            verdict = _apart(base, lambda n=number, j=job, r=reference: _history(n, j, r, base))
+            verdict = _apart(base, partial(_history, number, job, reference, base))
             verdicts.append(verdict)
             print(_line(verdict), flush=True)
     counts = _counts(verdicts, seconds=time.monotonic() - began_s)

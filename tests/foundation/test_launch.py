@@ -66,6 +66,8 @@ class Job:
 
     def _run(self, project: Path, hows: Sequence[str]) -> None:
         os.setsid()
+        for number in (signal.SIGHUP, signal.SIGINT):  # the tests may run under nohup
+            signal.signal(number, signal.SIG_DFL)
         for number, path in ((1, self._out), (2, self._err)):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
         sys.stderr = os.fdopen(2, "w")

@@ -142,6 +142,8 @@ def test_it_stops_past_the_limit_and_keeps_what_stood(
     left = _ledger(root / "shards.ledger.jsonl")
     assert [entry["status"] for entry in left] == ["accepted"] * 6 + ["rejected"] * 3
     assert not list(root.glob(".shards*"))
+    main(toy_recipe(root, max_rejected_fraction=0.5))
+    assert not (root / "shards.ledger.jsonl").exists()  # of a try that is made good
 
 
 def test_a_full_disk_is_one_line_and_leaves_what_stood(

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +51,31 @@ def test_a_pool_that_is_left_early_ends() -> None:
     results: Iterator[int] = Pool(2, timeout_s=60).map(_square, list(range(100)), failed=_failed)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
+
+
+def test_workers_end_with_a_parent_that_is_killed(project: Path) -> None:
+    """One that works, and one that waits for work: they hold the other end of the pipe."""
+    program = (
+        "import time; from shards.building.workers import worker_pool\n"
+        "with worker_pool(2) as pool:\n"
+        "    pool.submit(time.sleep, 600)\n"
+        "    print(pool.submit(int).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"0\n"
+    process.kill()
+    try:
+        process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def test_dask_by_address() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from shards import build
 from shards.build import BuildConfig, BuildError, main
 from shards.index import DamagedShard
+from shards.scan import ABSENT
 from shards.streaming.reader import ShardReader
 from shards.verify import verify
 from shards.withdraw import WithdrawError, withdraw
@@ -102,6 +104,51 @@ def test_a_scan_that_is_gone_keeps_its_sample(
     main(toy_recipe(root))
     assert "1 inputs of earlier builds are gone; their samples stay" in capsys.readouterr().out
     assert keys(root / "shards") == held
+
+
+def test_a_scan_that_was_gone_for_a_while_is_tried_again(
+    tmp_path: Path,
+    archive: Archive,
+    toy_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Listed, then not there to be read; it comes back with the time and size that it had."""
+    root, away = archive(tmp_path), tmp_path / "away"
+    config = toy_recipe(root, max_rejected_fraction=1)
+    scan, plan = root / "mr/case_2.nii.gz", build.make_plan
+
+    def plan_and_lose(*words: Any, **more: Any) -> Any:
+        found = plan(*words, **more)
+        scan.rename(away)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "make_plan", plan_and_lose)
+        main(config)
+    assert "1 inputs were gone when they were read" in capsys.readouterr().out
+    assert dataset(root / "shards")["num_samples"] == 8
+    before = tars(root / "shards")
+    away.rename(scan)
+    main(config)
+    assert dataset(root / "shards")["num_samples"] == 9
+    after = tars(root / "shards")
+    assert {name: after[name] for name in before} == before
+    assert list(verify(root / "shards")) == []
+    capsys.readouterr()
+    main(config)
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_a_scan_that_never_was_there_is_not_tried_again(
+    tmp_path: Path, archive: Archive, toy_recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = archive(tmp_path)
+    (root / "mr/case_2.nii.gz").unlink()
+    main(toy_recipe(root, max_rejected_fraction=1))
+    assert [one["reason"] for one in ledger(root / "shards")].count(ABSENT) == 1
+    main(toy_recipe(root, max_rejected_fraction=1))
+    assert "up to date" in capsys.readouterr().out
 
 
 def test_another_recipe_is_refused(root: Path, toy_recipe: Recipe) -> None:

@@ -15,7 +15,6 @@ import pytest
 from recipes.load import to_yaml
 from shards.build import BuildConfig, BuildError, main
 from shards.building.journal import JOURNAL, Journal
-from shards.building.ledger import Entry
 from shards.building.spool import SpoolError
 from shards.verify import verify
 
@@ -171,17 +170,6 @@ def test_one_build_at_a_time(root: Path, tmp_path: Path, toy_recipe: Recipe) -> 
         pytest.raises(ValueError, match="another process is at it"),
     ):
         main(config)
-
-
-def test_a_journal_of_another_plan_is_none(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, plan="one")
-    assert journal.read() is None
-    journal.begin()
-    entry = Entry("ct", 0, "accepted", "ab", key="k", files=4)
-    journal.note(inputs=1, scans=0, shard={"file": "a.tar"}, entries=[entry])
-    found = Journal(tmp_path, plan="one").read()
-    assert found == (1, 0, [{"file": "a.tar"}], [entry])
-    assert Journal(tmp_path, plan="two").read() is None
 
 
 def test_the_key_stays_outside(root: Path, tmp_path: Path, toy_recipe: Recipe) -> None:

@@ -1,6 +1,5 @@
 """Reading processes under the signals that a cluster sends to all: they read on, and end."""
 
-import os
 import signal
 import subprocess
 import time
@@ -63,12 +62,19 @@ def told_by_another(pids: list[int], *names: str) -> None:
     subprocess.run(["sh", "-c", each], check=True)
 
 
+def readers_of(batches: Iterator[CropBatch]) -> tuple[CropBatch, list[psutil.Process]]:
+    """The first batch, and the processes that came with it: other tests may have left some."""
+    others = psutil.Process().children()
+    first = next(batches)
+    return first, [each for each in psutil.Process().children() if each not in others]
+
+
 def test_signals_in_the_middle_of_a_stream_change_nothing(ct: Path) -> None:
     undisturbed = list(stream(ct, num_workers=0))
     assert len(undisturbed) == 30
     batches = stream(ct, num_workers=2)
-    found = [next(batches)]
-    readers = psutil.Process().children()
+    first, readers = readers_of(batches)
+    found = [first]
     assert len(readers) == 2
     for batch in batches:
         found.append(batch)
@@ -85,8 +91,7 @@ def test_signals_in_the_middle_of_a_stream_change_nothing(ct: Path) -> None:
 
 def test_an_order_of_the_rank_ends_the_readers_of_a_stream(ct: Path) -> None:
     batches = stream(ct, num_workers=1)
-    next(batches)
-    (reader,) = psutil.Process().children()
+    _, (reader,) = readers_of(batches)
     reader.terminate()
     assert not psutil.wait_procs([reader], timeout=ENDS_S)[1]
     del batches
@@ -97,7 +102,7 @@ def test_the_rank_itself_hears_what_came_while_it_started_its_readers() -> None:
     before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
     try:
         with signals_withheld():
-            os.kill(os.getpid(), signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR1)  # to this thread: others may not withhold it
             assert not heard
         assert heard == [signal.SIGUSR1]
     finally:
