@@ -43,7 +43,8 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
         has_teacher=config.method_name in HAS_TEACHER,
         has_gpu=ranks.device.type == "cuda",
     )
-    portions = divide(config, ranks=ranks, group=kept_group(config.folder))
+    if kept_group(config.folder) is None:
+        divide(config, ranks=ranks, group=None)  # refused before a folder is begun
     check_channels(config.vit.in_chans, sequences=config.reading.sequences)
     corpus = corpus_of(config)
     for folder, reader in zip(folder_list(config.shards), corpus.readers, strict=True):
@@ -62,8 +63,8 @@ def make_plan(config: PretrainConfig, *, ranks: Ranks) -> Plan:
         resume=config.resume,
         say=lambda text: print(text, flush=True),
     )
+    portions = divide(config, ranks=ranks, group=state.group)
     if state.group is None and not state.finished:
-        portions = divide(config, ranks=ranks, group=None)
         keep_group(config.folder, portions.micro_batch * ranks.world_size)
     if state.finished:
         print(f"up to date: {config.folder / BACKBONE}", flush=True)

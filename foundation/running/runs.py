@@ -107,8 +107,8 @@ def open_run(
         changes = list(_changes(read_run(folder), now=facts))
         matter = [each for each in changes if not _is_allowed(each.name, resume.allow_changes)]
         if not matter:
-            state = _standing(folder, finished=finished, say=say)
-            if changes and not finished:
+            state = _standing(folder, finished=finished and not changes, say=say)
+            if changes:
                 _take_over(folder, changes, facts=facts, step=state.step, say=say)
                 if any(each.name == _MICRO_BATCH for each in changes):
                     state = state._replace(group=None)
@@ -179,8 +179,15 @@ def _take_over(
     step: int,
     say: Callable[[str], None],
 ) -> None:
-    """Make the changed recipe the run's own, and write down since when."""
+    """Make the changed recipe the run's own, and write down since when.
+
+    The backbone of a run that was finished moves aside: where there is one, a run is finished.
+    """
     before = read_run(folder)
+    if (folder / BACKBONE).exists():
+        aside = numbered(folder / BACKBONE)
+        (folder / BACKBONE).rename(aside)
+        say(f"moved the backbone of before to {aside}")
     entry = {"step": step, "fields": {each.name: [each.was, each.now] for each in changes}}
     entries = [*before.get("changes", []), entry]
     _write_run(folder, {**before, **facts, "changes": entries})

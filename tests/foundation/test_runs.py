@@ -125,6 +125,18 @@ def test_allowed_changes_go_on_and_are_written_down(tmp_path: Path) -> None:
         open_small(folder)
 
 
+def test_a_finished_run_goes_on_for_more_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    open_small(folder)
+    (folder / "backbone").mkdir()
+    longer = Recipe(train=Train(steps=20))
+    said: list[str] = []
+    assert open_small(folder, longer, allow_changes=("train.steps",), said=said) == FRESH
+    assert said[0] == f"moved the backbone of before to {folder / 'backbone.1'}"
+    assert not (folder / "backbone").exists()
+    assert open_small(folder, longer) == FRESH
+
+
 def test_scans_that_are_compared_stay_as_many(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     assert kept_group(folder) is None
