@@ -1,7 +1,7 @@
 # Every target sets up what it needs by itself; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real real-data test check report bench learn soak hardness
+.PHONY: help setup demo real real-data test check report bench learn learn-real soak hardness
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -53,7 +53,9 @@ real-data:
 
 real: real-data $(READY) ## the same on real scans: make real DATA=folder [TEST=open]
 	@$(RUN) shards.build recipes/shards/real.yaml data_root='$(DATA)' if_changed=rebuild
+	@$(RUN) shards.build recipes/shards/real_shapes.yaml data_root='$(DATA)' if_changed=rebuild
 	@$(PRETRAIN) recipes/pretrain/real_mae.yaml resume.if_changed=restart
+	@$(PRETRAIN) recipes/pretrain/real_dino.yaml resume.if_changed=restart
 	@$(RUN) evaluation.run recipes/evaluation/real.yaml data_root='$(DATA)' test=$(TEST)
 	@$(RUN) evaluation.report stores/real --out reports/real
 
@@ -95,6 +97,21 @@ learn: $(READY) ## what pretraining gains over random initialisation, on three f
 			backbones.dino=runs/learn_dino_$$seed/backbone test=$(TEST) || exit; \
 	done
 	@$(RUN) evaluation.claim stores/learn_2 stores/learn_3 stores/learn_4 --out reports/learn
+
+learn-real: real-data $(READY) ## the same on real scans, three pretraining seeds (20 minutes on one core)
+	@$(RUN) shards.build recipes/shards/real.yaml data_root='$(DATA)' if_changed=rebuild
+	@$(RUN) shards.build recipes/shards/real_shapes.yaml data_root='$(DATA)' if_changed=rebuild
+	@for seed in 0 1 2; do \
+		for method in mae dino; do \
+			$(RUN) foundation.pretrain recipes/pretrain/real_$$method.yaml \
+				name=learn_real_$${method}_$$seed seed=$$seed log.wandb=false \
+				resume.if_changed=restart || exit; \
+		done; \
+		$(RUN) evaluation.run recipes/evaluation/learn_real.yaml name=learn_real_$$seed \
+			data_root='$(DATA)' backbones.mae=runs/learn_real_mae_$$seed/backbone \
+			backbones.dino=runs/learn_real_dino_$$seed/backbone test=$(TEST) || exit; \
+	done
+	@$(RUN) evaluation.claim stores/learn_real_0 stores/learn_real_1 stores/learn_real_2 --out reports/learn_real
 
 hardness: $(READY) ## the phantom diseases are there to be found, and not by intensity alone (slow)
 	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 3600 tests/shards/test_phantom_hardness.py

@@ -2,11 +2,12 @@
 
     python -m evaluation.claim stores/learn_2 stores/learn_3 stores/learn_4 --out reports/learn
 
-Reads what ``evaluation.run`` stored of cohorts that were drawn, and backbones that were pretrained,
-with different seeds. The difference of a backbone is its mean over the tasks of the probe's metric,
-less that of the untrained networks of its architecture, on the same subjects. Its interval comes
-from a bootstrap over stores, over the backbones of a store, and over subjects, who are drawn
-together in all tasks.
+Reads what ``evaluation.run`` stored of backbones that were pretrained with different seeds, on
+cohorts that were drawn with different seeds or on one and the same. The difference of a backbone is
+its mean over the tasks of the probe's metric, less that of the untrained networks of its
+architecture, on the same subjects; tasks of different metrics are never averaged. Its interval
+comes from a bootstrap over stores, over the backbones of a store, and over subjects, who are drawn
+together in all tasks, and in all stores where these hold the same subjects.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from recipes.command import errors_in_one_line
 from shards.files import write_text
 
 PROTOCOL = "linear"
+METRIC_NAMES = {"auroc": "AUROC", "r2": "R2"}
 
 Floats = NDArray[np.float64]
 
@@ -47,12 +49,17 @@ class Scored(NamedTuple):
     where: str
     date: str | None
     split: str
-    num_subjects: int
+    subjects: tuple[str, ...]
     tasks: dict[str, TaskScores]
     runs: dict[str, list[str]]
     """by method: its backbones"""
     twins: dict[str, list[str]]
     """by backbone: the untrained networks of its architecture"""
+
+    @property
+    def num_subjects(self) -> int:
+        """Of all tasks together."""
+        return len(self.subjects)
 
 
 class Finding(NamedTuple):
@@ -79,11 +86,16 @@ def main() -> None:
     words = parser.parse_args()
     with errors_in_one_line():
         found = [read_scored(each) for each in words.stores]
-        findings = compare(found, num_bootstraps=words.bootstraps, seed=words.seed)
-        text = markdown(findings, found)
+        parts = by_metric(found)
+        findings = {
+            metric: compare(part, num_bootstraps=words.bootstraps, seed=words.seed)
+            for metric, part in parts.items()
+        }
+        text = "\n\n".join(markdown(findings[metric], part) for metric, part in parts.items())
         print(text)
         if words.out:
-            store.write_json(words.out.with_suffix(".json"), as_json(findings, found))
+            content = {metric: as_json(findings[metric], part) for metric, part in parts.items()}
+            store.write_json(words.out.with_suffix(".json"), content)
             write_text(words.out.with_suffix(".md"), text + "\n")
             print(f"\nreports: {words.out}.json and .md")
 
@@ -119,7 +131,9 @@ def read_scored(where: Path) -> Scored:
     wanted = [*twins, *(name for names in twins.values() for name in names)]
     chosen = {
         task: table[
-            (table.protocol == PROTOCOL) & (table.split == run["split"]) & table.model.isin(wanted)
+            (table.protocol == PROTOCOL)
+            & table.split.isin((run["split"], "cv"))  # a cross-validated task has no other
+            & table.model.isin(wanted)
         ]
         for task, table in tables.items()
     }
@@ -129,7 +143,13 @@ def read_scored(where: Path) -> Scored:
         task: _task_scores(table, place=place, metric=run["tasks"][task]["metric"])
         for task, table in chosen.items()
     }
-    return Scored(str(where), run["date"], run["split"], len(everyone), tasks, runs, twins)
+    return Scored(str(where), run["date"], run["split"], tuple(everyone), tasks, runs, twins)
+
+
+def by_metric(stores: Sequence[Scored]) -> dict[str, list[Scored]]:
+    """The stores with the tasks of one metric each: an AUROC and an R2 have no common mean."""
+    metrics = {task.metric: None for each in stores for task in each.tasks.values()}
+    return {metric: [_with_metric(each, metric) for each in stores] for metric in metrics}
 
 
 def compare(
@@ -138,7 +158,8 @@ def compare(
     """Every method that all stores hold, with its 95% interval.
 
     Raises:
-        ClaimError: The stores differ in their tasks, split, or have no method in common.
+        ClaimError: The stores differ in their tasks or split, share some of their subjects only,
+            or have no method in common.
     """
     first = stores[0]
     for each in stores[1:]:
@@ -154,9 +175,15 @@ def compare(
 def markdown(findings: Mapping[str, Finding], stores: Sequence[Scored]) -> str:
     """One line for each method, and one below for each task."""
     split = {"val": "validation", "test": "test", "cv": "cross-validation"}[stores[0].split]
+    metric = METRIC_NAMES.get(one := next(iter(stores[0].tasks.values())).metric, one)
+    num, tasks = len(stores), len(stores[0].tasks)
+    about, over = f"{num} cohorts", "cohorts, pretraining seeds and subjects"
+    if _share_subjects(stores):
+        about, over = f"{num} stores of one cohort", "pretraining seeds and subjects"
     lines = [
-        f"Mean of {len(stores[0].tasks)} tasks on {split}, {len(stores)} cohorts; 95% bootstrap "
-        "intervals over cohorts, pretraining seeds and subjects.",
+        f"Mean {metric} of {tasks} tasks on {split}, {about}; 95% bootstrap intervals over {over}."
+        if tasks > 1
+        else f"{metric} of 1 task on {split}, {about}; 95% bootstrap intervals over {over}.",
         "",
         "| method | pretrained | random initialisation | difference | n |",
         "|---|---|---|---|---|",
@@ -189,6 +216,33 @@ def as_json(findings: Mapping[str, Finding], stores: Sequence[Scored]) -> dict[s
     }
 
 
+def _with_metric(scored: Scored, metric: str) -> Scored:
+    """Only the tasks of this metric, and the subjects of those."""
+    chosen = {name: task for name, task in scored.tasks.items() if task.metric == metric}
+    if not chosen:
+        raise ClaimError(f"{scored.where}: no task is scored by {metric}, as in the other stores")
+    used = np.unique(np.concatenate([task.rows for task in chosen.values()]))
+    tasks = {
+        name: task._replace(rows=np.searchsorted(used, task.rows)) for name, task in chosen.items()
+    }
+    return scored._replace(subjects=tuple(scored.subjects[row] for row in used), tasks=tasks)
+
+
+def _share_subjects(stores: Sequence[Scored]) -> bool:
+    """Whether all stores hold the same subjects; otherwise none may be in two of them."""
+    if all(each.subjects == stores[0].subjects for each in stores[1:]):
+        return len(stores) > 1
+    seen: set[str] = set()
+    for each in stores:
+        if seen & set(each.subjects):
+            raise ClaimError(
+                f"{each.where}: holds some of the other stores' subjects; take stores of the same "
+                "subjects, or of different ones"
+            )
+        seen |= set(each.subjects)
+    return False
+
+
 def _task_scores(table: Any, *, place: Mapping[str, int], metric: str) -> TaskScores:
     """One task's predictions, every model's in the order of subjects."""
     by_model = {name: part.sort_values("subject") for name, part in table.groupby("model")}
@@ -218,15 +272,23 @@ def _drawn(stores: Sequence[Scored], *, num_bootstraps: int, seed: int) -> _Draw
     rng = np.random.default_rng(seed)
     num = len(stores)
     chosen = rng.integers(0, num, (num_bootstraps, num))
-    weights = [
-        [
-            draw_counts(rng, [np.arange(each.num_subjects)], num_bootstraps, each.num_subjects)
-            for each in stores
+    if _share_subjects(stores):
+        # Whoever is drawn is drawn in every store: their scores rise and fall together.
+        alike = _subject_counts(rng, stores[0], num_bootstraps)
+        weights = [[alike] * num] * num
+    else:
+        weights = [
+            [_subject_counts(rng, each, num_bootstraps) for each in stores] for _ in range(num)
         ]
-        for _ in range(num)
-    ]
     most = max(len(names) for each in stores for names in each.runs.values())
     return _Drawn(chosen, weights, rng.random((num_bootstraps, num, most)))
+
+
+def _subject_counts(rng: np.random.Generator, scored: Scored, num_bootstraps: int) -> Floats:
+    """(draws, subjects): how often each is drawn."""
+    everyone = [np.arange(scored.num_subjects)]
+    counts: Floats = draw_counts(rng, everyone, num_bootstraps, scored.num_subjects)
+    return counts
 
 
 def _finding(method: str, stores: Sequence[Scored], drawn: _Drawn) -> Finding:
@@ -257,7 +319,7 @@ def _finding(method: str, stores: Sequence[Scored], drawn: _Drawn) -> Finding:
         pretrained=float(point[:, 0].mean()),
         random=float(point[:, 1].mean()),
         num_runs=sum(len(each.runs[method]) for each in stores),
-        num_subjects=sum(each.num_subjects for each in stores),
+        num_subjects=len({subject for each in stores for subject in each.subjects}),
     )
 
 

@@ -109,8 +109,8 @@ _OF_THE_FEATURES = {
 
 HEALTHY: dict[str, Healthy] = _OF_THE_METHOD | _OF_THE_FEATURES
 
-NO_COLLAPSE = ("cls_patch_cosine", "knn_auroc")
-"""Monitors that tell of worse features, not of features that are lost."""
+NO_COLLAPSE = ("effective_rank", "rankme", "cls_patch_cosine", "knn_auroc")
+"""Monitors that tell of poor features, not of features that are lost; an alarm is all they give."""
 
 
 class Reading(NamedTuple):

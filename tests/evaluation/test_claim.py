@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation import claim, store
 from evaluation.claim import ClaimError, compare, read_scored
-from evaluation.statistics import auroc
+from evaluation.statistics import auroc, r2
 
 TASKS = ("a", "b", "c")
 
@@ -133,6 +133,80 @@ def test_the_interval_is_that_of_a_loop_over_draws(tmp_path: Path) -> None:
     assert np.mean(draws) == pytest.approx(found.difference, abs=0.01)
 
 
+def one_cohort(folder: Path, *, gains: tuple[float, ...], num_subjects: int = 80) -> list[Path]:
+    """A store for each pretraining seed, all of the same subjects and untrained twins.
+
+    Task ``a`` is binary on the first half of them, ``r`` a regression on the same half, and ``c``
+    is binary and cross-validated on the others.
+    """
+    rng = np.random.default_rng(5)
+    number = np.arange(num_subjects)
+    half = num_subjects // 2
+    parts = {"a": (number[:half], "val"), "r": (number[:half], "val"), "c": (number[half:], "cv")}
+    label = {task: rng.normal(size=half) for task in parts}
+    label |= {task: (label[task] > 0.3).astype(float) for task in "ac"}
+    noise = {(task, name): rng.normal(size=half) for task in parts for name in ("random", "mae")}
+    for seed, gain in enumerate(gains):
+        for task, (who, split) in parts.items():
+            scores = {"random_0": 0.5 * label[task] + 0.7 * noise[task, "random"]}
+            scores["mae"] = scores["random_0"] + gain * (label[task] + noise[task, "mae"])
+            rows = [
+                pandas.DataFrame({"subject": [f"s{n:04d}" for n in who], "label": label[task]})
+                .assign(score=score, model=name, protocol="linear", split=split)
+                for name, score in scores.items()
+            ]  # fmt: skip
+            store.write_predictions(folder / str(seed), task, pandas.concat(rows))
+        metric = {"a": "auroc", "r": "r2", "c": "auroc"}
+        run = {"split": "val", "tasks": {task: {"metric": metric[task]} for task in parts}}
+        models = {"random_0": model("floor", None), "mae": model("backbone", "mae")}
+        store.write_run(folder / str(seed), {**run, "models": models, "date": "2026-01-02"})
+    return [folder / str(seed) for seed in range(len(gains))]
+
+
+def test_metrics_are_told_apart_and_cross_validated_tasks_count(tmp_path: Path) -> None:
+    scored = [read_scored(where) for where in one_cohort(tmp_path, gains=(0.2, 0.3))]
+    parts = claim.by_metric(scored)
+    assert {metric: list(part[0].tasks) for metric, part in parts.items()} == {
+        "auroc": ["a", "c"],
+        "r2": ["r"],
+    }
+    found = {metric: compare(part, num_bootstraps=50)["mae"] for metric, part in parts.items()}
+    assert (found["auroc"].num_subjects, found["r2"].num_subjects) == (80, 40)
+    tables = [store.read_predictions(tmp_path / seed, "r") for seed in ("0", "1")]
+    expected = []
+    for table in tables:
+        score = {name: r2(part.label, part.score) for name, part in table.groupby("model")}
+        expected.append(score["mae"] - score["random_0"])
+    assert found["r2"].difference == pytest.approx(np.mean(expected))
+
+
+def test_stores_of_the_same_subjects_are_no_more_subjects(tmp_path: Path) -> None:
+    """The same backbone three times over says no more than once: the interval stays as wide."""
+    once = one_cohort(tmp_path / "once", gains=(0.3,))
+    thrice = one_cohort(tmp_path / "thrice", gains=(0.3, 0.3, 0.3))
+    widths = []
+    for folders in (once, thrice):
+        part = claim.by_metric([read_scored(where) for where in folders])["auroc"]
+        low, high = compare(part, num_bootstraps=1500)["mae"].interval
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+
+
+def test_the_report_says_that_the_cohort_is_one(tmp_path: Path) -> None:
+    part = claim.by_metric([read_scored(w) for w in one_cohort(tmp_path, gains=(0.2, 0.3))])
+    text = {m: claim.markdown(compare(p, num_bootstraps=20), p) for m, p in part.items()}
+    assert text["auroc"].startswith("Mean AUROC of 2 tasks on validation, 2 stores of one cohort")
+    assert text["r2"].startswith("R2 of 1 task on validation, 2 stores of one cohort")
+    assert "over pretraining seeds and subjects" in text["r2"]
+
+
+def test_stores_that_share_some_subjects_are_refused(tmp_path: Path) -> None:
+    one, two, _ = stores(tmp_path, gain=0.1)
+    mixed = two._replace(subjects=(one.subjects[0], *two.subjects[1:]))
+    with pytest.raises(ClaimError, match="some of the other stores' subjects"):
+        compare([one, mixed], num_bootstraps=10)
+
+
 @pytest.mark.parametrize("lacking", ["backbone", "twin", "architecture"])
 def test_a_store_that_cannot_tell_is_refused(tmp_path: Path, lacking: str) -> None:
     where = planted(tmp_path / "one", seed=2, gain=0.1)
@@ -172,9 +246,9 @@ def test_the_command_writes_what_it_prints(
     printed = capsys.readouterr().out
     text = out.with_suffix(".md").read_text()
     assert text.strip() in printed
-    assert "Mean of 3 tasks on validation, 2 cohorts" in text
+    assert "Mean AUROC of 3 tasks on validation, 2 cohorts" in text
     assert "| mae | " in text
     assert "2 runs, 160 subjects" in text
     content = json.loads(out.with_suffix(".json").read_text())
-    assert content["date"] == "2026-01-02"
-    assert content["methods"]["mae"]["num_runs"] == 2
+    assert content["auroc"]["date"] == "2026-01-02"
+    assert content["auroc"]["methods"]["mae"]["num_runs"] == 2

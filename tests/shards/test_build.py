@@ -277,7 +277,7 @@ def test_a_wrong_source_is_refused(
         toy_recipe(tmp_path, sources=[source])
 
 
-@pytest.mark.parametrize("name", ["demo", "real"])
+@pytest.mark.parametrize("name", ["demo", "real", "real_shapes"])
 def test_the_recipes_load(project: Path, name: str) -> None:
     config = load(project / f"recipes/shards/{name}.yaml", BuildConfig)
     assert config.name == name
