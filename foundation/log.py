@@ -4,12 +4,13 @@ One line per logged step, numbered by the updates done; a resumed run first cuts
 step it resumes from, so each step stands there once. Incidents stay, wherever the run goes on from.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ class RunLog:
     def write(self, line: Mapping[str, Any]) -> None:
         """Add one line; ``step`` is the number of updates done."""
         self.wall_s = time.perf_counter() - self._started
-        self._file.write(_as_line({**line, "wall_s": round(self.wall_s, 3)}))
-        self._file.flush()
+        with _naming(self._path):
+            self._file.write(_as_line({**line, "wall_s": round(self.wall_s, 3)}))
+            self._file.flush()
         if self._wandb is not None:
             # No step= of wandb's own: it drops what a resumed run does again.
             self._wandb.log(dict(line))
@@ -93,7 +95,8 @@ class RunLog:
 
     def sync(self) -> None:
         """Bring every line to the disk: a checkpoint must not be newer than its log."""
-        os.fsync(self._file.fileno())
+        with _naming(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Nothing can be added after this."""
@@ -155,6 +158,15 @@ def clock(seconds: float) -> str:
         return f"{minute}:{second:02d}"
     told = f"{hour}:{minute:02d}:{second:02d}"
     return told if not days else f"{days} day{'s' if days > 1 else ''} {told}"
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error that an open file gives does not say of which file it is."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _cut(path: Path, *, step: int) -> list[dict[str, Any]]:

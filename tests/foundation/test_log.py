@@ -64,6 +64,13 @@ def test_a_damaged_line_takes_no_other_with_it(
     assert not capsys.readouterr().err
 
 
+def test_a_full_disk_is_told_with_the_place(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "log.jsonl", start=0)
+    log._file = open("/dev/full", "a")
+    with pytest.raises(OSError, match=r"No space left on device: '.*log\.jsonl'"):
+        log.write({"step": 1, "loss": 0.5})
+
+
 def test_what_went_wrong_stays_told(tmp_path: Path) -> None:
     """Whatever step the run goes on from, or goes back to."""
     log = open_log(tmp_path / "log.jsonl", start=0)
