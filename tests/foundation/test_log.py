@@ -1,5 +1,6 @@
 """The log has each step once, whatever a run went through."""
 
+import io
 import os
 import re
 import struct
@@ -66,9 +67,11 @@ def test_a_damaged_line_takes_no_other_with_it(
 
 def test_a_full_disk_is_told_with_the_place(tmp_path: Path) -> None:
     log = open_log(tmp_path / "log.jsonl", start=0)
-    log._file = open("/dev/full", "a")
-    with pytest.raises(OSError, match=r"No space left on device: '.*log\.jsonl'"):
-        log.write({"step": 1, "loss": 0.5})
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        log._file = io.TextIOWrapper(full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*log\.jsonl'"):
+            log.write({"step": 1, "loss": 0.5})
+        log._file.detach()
 
 
 def test_what_went_wrong_stays_told(tmp_path: Path) -> None:
