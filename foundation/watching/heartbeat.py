@@ -95,7 +95,8 @@ class Heartbeat:
         for name in (HEARTBEATS, STALLS):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         self._stacks = self._stacks_path.open("a", encoding="utf-8")
-        self._write()
+        with contextlib.suppress(OSError):  # a full disk is told by what needs it
+            self._write()
         self._thread.start()
         return self
 
