@@ -9,24 +9,16 @@ Ctrl-C save first, and leave with code 75.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
-from foundation.backbone import save_backbone
-from foundation.beginning.initial import begin_from, kept_beginning
-from foundation.checkpoint import CheckpointWriter, Keep, newest_checkpoint, step_name
+from foundation.checkpoint import CheckpointWriter, Keep, step_name
 from foundation.engine import deepspeed_dict, gradient_norm, poison, start_engine
 from foundation.log import RunLog
-from foundation.mae import Mae
-from foundation.methods import Method, build_method
+from foundation.methods import Method
 from foundation.recipe import PretrainConfig
-from foundation.running.job import device_name
+from foundation.running.finish import publish
 from foundation.running.optimiser import set_groups
 from foundation.running.plan import Plan, announce, corpus_of, make_plan
-from foundation.running.publish import provenance_of
 from foundation.running.ranks import (
     Ranks,
     from_rank_zero,
@@ -35,45 +27,22 @@ from foundation.running.ranks import (
     losing_a_rank_is_an_error,
     run_on_ranks,
 )
-from foundation.running.runs import BACKBONE, CHECKPOINTS, LOG, PICTURES, RunState
+from foundation.running.runs import CHECKPOINTS, LOG, RunState
 from foundation.running.saving import restore_optimiser, restore_weights, save_checkpoint
 from foundation.running.stopping import StopRequest
-from foundation.vit import build_vit, set_execution
+from foundation.running.work import Job, first_method
+from foundation.vit import set_execution
 from foundation.watching.alarms import Alarm, stop_for
 from foundation.watching.checkup import Checkup
 from foundation.watching.diary import Diary
 from foundation.watching.finite import MicroBatch, agree
 from foundation.watching.guard import Guard, Update
 from foundation.watching.heartbeat import Heartbeat
-from foundation.watching.pictures import save_reconstructions
 from foundation.watching.watch import start_alarms, start_checkup, start_guard
 from recipes.command import STOPPED
 from recipes.load import digest, to_yaml
 from shards.stream import crop_batches
 from shards.streaming.batch import CropBatch
-from shards.streaming.corpus import Corpus
-
-_NUM_PICTURES = 6
-
-
-@dataclass(frozen=True)
-class Job:
-    """What stays the same while a run goes on, rolled back or not."""
-
-    config: PretrainConfig
-    plan: Plan
-    ranks: Ranks
-    corpus: Corpus
-    request: StopRequest
-    heartbeat: Heartbeat
-    log: RunLog | None
-    """on rank 0, as the writer"""
-    writer: CheckpointWriter | None
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where they lie."""
-        return self.config.folder / CHECKPOINTS
 
 
 def main(config: PretrainConfig) -> None:
@@ -133,21 +102,6 @@ def pretrain(
         del engine, method  # a device may have no room for two
         method = first_method(config, plan=plan)
     from_rank_zero(lambda: publish(job, method=method))
-
-
-def first_method(config: PretrainConfig, *, plan: Plan) -> Method:
-    """The method with its first weights; a checkpoint's come later, over all of it."""
-    torch.manual_seed(config.seed)
-    vit = build_vit(config.vit)
-    if config.init and plan.initial_digest and plan.state.checkpoint is None:
-        begin_from(vit, config.init, vit_config=config.vit, digest=plan.initial_digest)
-    return build_method(
-        config,
-        vit=vit,
-        preprocessing=config.preprocessing,
-        total_steps=config.train.steps,
-        seed=config.seed,
-    )
 
 
 def start(job: Job, *, method: Any, state: RunState) -> Any:
@@ -350,65 +304,6 @@ def leave_stopped(job: Job, *, done: int) -> NoReturn:
         job.log.close()
         print(f"stopped after {done} steps, saved; the same command goes on from there", flush=True)
     sys.exit(STOPPED)
-
-
-def publish(job: Job, *, method: Any) -> None:
-    """Pictures, then the backbone: where that folder is, the run is finished."""
-    config, ranks, corpus = job.config, job.ranks, job.corpus
-    assert job.log is not None, "rank 0 keeps the log"
-    if config.deepspeed.stage == 3:
-        method = method_of_checkpoint(job)
-    if isinstance(method, Mae):
-        save_reconstructions(
-            config.folder / PICTURES,
-            method=method,
-            batch=picture_batch(config, corpus=corpus, device=ranks.device),
-        )
-    save_backbone(
-        config.folder / BACKBONE,
-        vit=method.backbone,
-        vit_config=config.vit,
-        preprocessing=config.preprocessing,
-        recipe=config.model_dump(mode="json"),
-        provenance=provenance_of(
-            corpus,
-            name=config.name,
-            method=config.method_name,
-            steps=config.train.steps,
-            scans_seen=config.train.steps * config.train.global_batch,
-            crops_per_scan=config.reading.crops_per_scan,
-            wall_s=job.log.wall_s,
-            world_size=ranks.world_size,
-            device=device_name(ranks.device),
-            recipe_digest=digest(config),
-            begun=kept_beginning(config.folder),
-        ),
-    )
-    job.log.close()
-    print(f"backbone: {config.folder / BACKBONE}", flush=True)
-
-
-def method_of_checkpoint(job: Job) -> Any:
-    """The method whole in this process, as the last checkpoint holds it."""
-    last = newest_checkpoint(job.checkpoints, say=print)
-    assert last is not None, "the last step was saved"
-    method: Any = first_method(job.config, plan=job.plan)
-    restore_weights(method, last)
-    return method.to(job.ranks.device)
-
-
-def picture_batch(config: PretrainConfig, *, corpus: Corpus, device: torch.device) -> CropBatch:
-    """The first crops of the run, each of another scan."""
-    batches = crop_batches(
-        corpus,
-        plan=config.plan._replace(per_scan=1),
-        micro_batch=_NUM_PICTURES,
-        seed=config.seed,
-        stop_position=_NUM_PICTURES,
-        max_damaged=config.reading.max_damaged,
-        timeout_s=config.reading.timeout_s,
-    )
-    return next(batches).to(device)
 
 
 if __name__ == "__main__":

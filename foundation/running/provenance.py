@@ -1,4 +1,4 @@
-"""The end of a pretraining: the backbone, where it comes from, and pictures."""
+"""Where a backbone comes from: everything a reader needs to trust it."""
 
 import datetime
 from collections import Counter
