@@ -10,6 +10,7 @@ Leaves with 1 where a history fails.
 import json
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ OUT = "SCANFM_FAULTS_OUT"
 
 def main() -> None:
     first, stop = (int(word) for word in sys.argv[1:3])
+    _build_extension()
     _import_all()
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -50,6 +52,21 @@ def main() -> None:
     if os.environ.get(OUT):
         Path(os.environ[OUT]).write_text(json.dumps(counts, indent=1) + "\n")
     sys.exit(any(verdict.failure for verdict in verdicts))
+
+
+def _build_extension() -> None:
+    """Have DeepSpeed compile what it compiles at its first use: no history is to wait for that."""
+    program = (
+        "from deepspeed.accelerator import get_accelerator as accelerator; "
+        "accelerator().create_op_builder('ShareMemCommBuilder').load()"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"},
+        check=True,
+        capture_output=True,
+    )
 
 
 def _import_all() -> None:
