@@ -47,8 +47,7 @@ def check_log(config: LogConfig) -> None:
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a log that can be read; a last one that a kill cut short cannot."""
-    lines = (_parsed(text) for text in Path(path).read_bytes().split(b"\n"))
-    return [line for line in lines if line is not None]
+    return [line for line in _parsed_lines(Path(path)) if line is not None]
 
 
 class RunLog:
@@ -171,13 +170,17 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _cut(path: Path, *, step: int) -> list[dict[str, Any]]:
     """Cut the lines past ``step`` updates away, incidents excepted; those that stay."""
-    texts = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    if damaged := sum(_parsed(text) is None for text in texts[:-1]):
+    lines = _parsed_lines(path) if path.exists() else []
+    if damaged := lines[:-1].count(None):  # the last one may be cut short, or empty
         print(f"{path}: {damaged} damaged lines are left out", file=sys.stderr)
-    lines = read_log(path) if path.exists() else []
-    kept = [line for line in lines if line["step"] <= step or "incident" in line]
+    kept = [line for line in lines if line and (line["step"] <= step or "incident" in line)]
     write_text(path, "".join(_as_line(line) for line in kept))
     return kept
+
+
+def _parsed_lines(path: Path) -> list[dict[str, Any] | None]:
+    """Every line, None for one that cannot be read, and what follows the last line's end."""
+    return [_parsed(text) for text in path.read_bytes().split(b"\n")]
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:

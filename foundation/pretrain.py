@@ -265,8 +265,7 @@ def write_line(
         seen=update.seen,
         epochs=job.corpus.epochs_seen(scans, per_scan=config.reading.crops_per_scan),
     )
-    is_line = update.done % config.log.every_steps == 0 or update.done == config.train.steps
-    if config.health.on_alarm == "warn" or not is_line:
+    if config.health.on_alarm == "warn" or not diary.is_due(update.done):
         return []
     alarms = from_rank_zero(lambda: alarms)
     if config.health.on_alarm == "stop":

@@ -1,6 +1,5 @@
 """A run's folder: is it new, half done or finished, and does it belong to this recipe?"""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,8 +9,9 @@ from pydantic import Field
 
 from foundation.checkpoint import newest_checkpoint, read_state
 from foundation.running.files import numbered
-from recipes.load import Section, digest
-from shards.files import write_json, write_text
+from recipes.load import Section
+from shards.files import write_text
+from shards.sealed import read_sealed, write_sealed
 
 RECIPE, RUN, LOG, INCIDENTS = "recipe.yaml", "run.json", "log.jsonl", "incidents.json"
 CHECKPOINTS, BACKBONE, PICTURES = "checkpoints", "backbone", "pictures"
@@ -150,12 +150,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: ``run.json`` is not what was written.
     """
-    try:
-        facts: dict[str, Any] = json.loads((folder / RUN).read_bytes())
-        is_whole = facts.pop("digest") == digest(facts)
-    except (ValueError, AttributeError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
+    facts = read_sealed(folder / RUN)
+    if facts is None:
         raise RunError(
             f"{folder / RUN}: not what was written, so the run there is unknown; bring it back "
             f"from a backup, or choose another name"
@@ -200,7 +196,7 @@ def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
 
 def _write_run(folder: Path, facts: dict[str, Any]) -> None:
     """``run.json``, with its own digest, and the recipe in it as ``recipe.yaml`` for people."""
-    write_json(folder / RUN, {**facts, "digest": digest(facts)})
+    write_sealed(folder / RUN, facts)
     write_text(folder / RECIPE, yaml.safe_dump(facts["recipe"], sort_keys=False))
 
 

@@ -132,7 +132,7 @@ class Diary:
         """
         self.watch.add("read", sum(micro.read_s for micro in seen))
         self._updates += 1
-        due = done % self._every_steps == 0 or done == self._total
+        due = self.is_due(done)
         timing = self._timing() if due else {}
         if self._log is None or self._progress is None:
             return []
@@ -157,6 +157,10 @@ class Diary:
             self._log.write(alarm.line)
             tqdm.write(f"alarm: {alarm}", file=sys.stderr)
         return alarms
+
+    def is_due(self, done: int) -> bool:
+        """Whether a line is written after ``done`` updates; the same on every rank."""
+        return done % self._every_steps == 0 or done == self._total
 
     def close(self) -> None:
         """End the progress bar."""

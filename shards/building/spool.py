@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipes.load import digest
 from shards.building.convert import Converted
 from shards.building.executors import Executor
 from shards.building.plan import Job
 from shards.codec import Checksums
-from shards.files import PIECE_BYTES, write_bytes, write_json
+from shards.files import PIECE_BYTES, write_bytes
+from shards.sealed import read_sealed, write_sealed
 from shards.write import PackedSample
 
 ABOUT = "parts.json"
@@ -208,15 +208,11 @@ class Spool:
 
     def _about(self) -> dict[str, Any] | None:
         """What the parts have in common; None where nothing is told, or it is damaged."""
-        try:
-            about: dict[str, Any] = json.loads((self._folder / ABOUT).read_bytes())
-            said = about.pop("digest")
-        except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
-            return None
-        return about if digest(about) == said else None
+        path = self._folder / ABOUT
+        return read_sealed(path) if path.is_file() else None
 
     def _tell(self, about: dict[str, Any]) -> None:
-        write_json(self._folder / ABOUT, {**about, "digest": digest(about)})
+        write_sealed(self._folder / ABOUT, about)
 
     def _seal(self, pieces: Iterable[bytes | memoryview]) -> bytes:
         """Covers the plan: what another recipe made of the same input does not fit."""
