@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.sealed import is_whole, sealed
+from recipes.load import digest
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +46,7 @@ class StoreError(ValueError):
 def write_run(store: Path, run: Mapping[str, Any]) -> None:
     """Write ``run.json``; it goes last, so a store that has one is complete."""
     content = {"schema_version": SCHEMA_VERSION, **run}
-    write_json(store / "run.json", sealed(content))
+    write_json(store / "run.json", {**content, "digest": _digest(content)})
 
 
 def is_complete(store: Path) -> bool:
@@ -76,7 +76,7 @@ def read_run(store: Path) -> dict[str, Any]:
             f"{path}: schema version {run.get('schema_version')}, this version reads "
             f"{SCHEMA_VERSION}; run python -m evaluation.run again"
         )
-    if not is_whole(run):
+    if run.get("digest") != _digest(run):
         raise StoreError(
             f"{path}: damaged, its digest differs from its content; "
             "run python -m evaluation.run again"
@@ -212,6 +212,10 @@ def _read_table(path: Path) -> "pandas.DataFrame":
     if not path.is_file():
         raise StoreError(f"{path}: missing; run python -m evaluation.run again")
     return pandas.read_parquet(path)
+
+
+def _digest(run: Mapping[str, Any]) -> str:
+    return digest({name: value for name, value in run.items() if name != "digest"})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
