@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import store
-from evaluation.statistics import METRICS, draw_counts
+from evaluation.statistics.metrics import METRICS, draw_counts
+from evaluation.storing import store
 from recipes.command import errors_in_one_line
 from shards.files import write_text
 

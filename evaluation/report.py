@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from evaluation.store import StoreError, replace_all
+from evaluation.storing.store import StoreError, replace_all
 from recipes.command import errors_in_one_line
 
 if TYPE_CHECKING:
-    from evaluation.report_content import Content
+    from evaluation.reporting.content import Content
 
 STORES = Path("stores")
 
@@ -51,9 +51,9 @@ def finished_stores(folder: Path) -> list[Path]:
 
 def write_report(stores: Sequence[Path], *, out: Path) -> None:
     """Read ``stores``, and write the four files once all of them could be made."""
-    from evaluation.report_content import read_content
-    from evaluation.report_files import csv_text, json_text
-    from evaluation.report_pages import html_page, markdown_page
+    from evaluation.reporting.content import read_content
+    from evaluation.reporting.files import csv_text, json_text
+    from evaluation.reporting.pages import html_page, markdown_page
 
     start = time.monotonic()
     paths = [out.with_name(f"{out.name}.{kind}") for kind in ("html", "md", "csv", "json")]

@@ -18,21 +18,29 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from evaluation import leakage, store
-from evaluation.draft import drafted, publish
-from evaluation.features import extract_all, fingerprint, pool_by_subject
-from evaluation.few_shot import FewShotConfig
-from evaluation.models import Entry, candidates, floor_entries, load_entries, task_extractors
-from evaluation.openings import find_opening, record_opening
-from evaluation.pictures import cohort_slices, reconstructions
-from evaluation.score import TaskScores, score_task, summarise
-from evaluation.task import Task, count_groups, describe_label, describe_split, load_task
+from evaluation.backbones.models import (
+    Entry,
+    candidates,
+    floor_entries,
+    load_entries,
+    task_extractors,
+)
+from evaluation.extraction.features import extract_all, fingerprint, pool_by_subject
+from evaluation.extraction.pictures import cohort_slices, reconstructions
+from evaluation.leakage import gate as leakage
+from evaluation.probing.few_shot import FewShotConfig
+from evaluation.scoring.score import TaskScores, score_task, summarise
+from evaluation.storing import store
+from evaluation.storing.draft import drafted, publish
+from evaluation.storing.openings import find_opening, record_opening
+from evaluation.tasks.task import Task, count_groups, describe_label, describe_split, load_task
 from foundation.log import read_log
 from recipes.command import run_recipe
 from recipes.load import Section, digest
 from shards.pseudonym import load_key
 
-_NEVER_SCORED_BY = {"claim", "report"}  # modules whose change leaves every prediction as it was
+# Whose change leaves every prediction as it was.
+_NEVER_SCORED_BY = {"claim.py", "report.py", "reporting"}
 
 
 class RandomInit(Section):
@@ -140,8 +148,9 @@ def _is_up_to_date(folder: Path, inputs_digest: str) -> bool:
 
 def _code_digest() -> str:
     """Of the files that make predictions: a change of theirs makes a store stale."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    made_by = [file for file in files if file.stem.split("_")[0] not in _NEVER_SCORED_BY]
+    root = Path(__file__).parent
+    files = sorted(root.rglob("*.py"))
+    made_by = [file for file in files if file.relative_to(root).parts[0] not in _NEVER_SCORED_BY]
     return hashlib.sha256(b"".join(file.read_bytes() for file in made_by)).hexdigest()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from evaluation.task import Task, load_task
+from evaluation.tasks.task import Task, load_task
 from foundation.backbone import save_backbone
 from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig, build_vit

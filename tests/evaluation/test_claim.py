@@ -9,9 +9,10 @@ import pandas
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from evaluation import claim, store
+from evaluation import claim
 from evaluation.claim import ClaimError, compare, read_scored
-from evaluation.statistics import auroc, r2
+from evaluation.statistics.metrics import auroc, r2
+from evaluation.storing import store
 
 TASKS = ("a", "b", "c")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.features import Extractor, FeatureError, extract_all, pool_by_subject
+from evaluation.extraction.features import Extractor, FeatureError, extract_all, pool_by_subject
 from shards.scan import Scan
 from shards.sources.cohort import CohortRow
 

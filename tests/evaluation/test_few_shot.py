@@ -5,8 +5,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from evaluation.few_shot import FewShotConfig, draw, score_draws, stored_draws, unsuitable
-from evaluation.statistics import auroc
+from evaluation.probing.few_shot import FewShotConfig, draw, score_draws, stored_draws, unsuitable
+from evaluation.statistics.metrics import auroc
 
 CONFIG = FewShotConfig(shots=(1, 2, 4, 16, 32), num_draws=12, C=0.5, seed=3)
 

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from evaluation import leakage
-from evaluation.leakage import Check, LeakageError
+from evaluation.leakage import gate as leakage
+from evaluation.leakage.gate import Check, LeakageError
 
 CLEAN = {"subjects": [], "source_digests": []}
 

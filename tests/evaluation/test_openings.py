@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.openings import LedgerError, find_opening, record_opening
+from evaluation.storing.openings import LedgerError, find_opening, record_opening
 
 
 def _open(ledger: Path, digest: str, date: str) -> dict:

@@ -3,7 +3,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from evaluation import probe
+from evaluation.probing import linear as probe
 
 
 def _rows(n: int = 90, p: int = 37, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

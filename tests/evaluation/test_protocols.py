@@ -7,11 +7,11 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
-from evaluation import floors
-from evaluation.knn import knn
-from evaluation.probe import CS, linear_probe, sigmoid
-from evaluation.protocols import Estimator, evaluate, stratified_folds
-from evaluation.statistics import auroc, measure
+from evaluation.floors import floors
+from evaluation.probing.knn import knn
+from evaluation.probing.linear import CS, linear_probe, sigmoid
+from evaluation.probing.protocols import Estimator, evaluate, stratified_folds
+from evaluation.statistics.metrics import auroc, measure
 
 
 def _features(task: Any, seed: int = 0, signal: float = 1.0) -> np.ndarray:

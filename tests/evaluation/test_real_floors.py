@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.features import extract_all, pool_by_subject
-from evaluation.models import candidates, floor_entries, task_extractors
-from evaluation.protocols import evaluate
-from evaluation.statistics import measure
-from evaluation.task import Task, load_task
+from evaluation.backbones.models import candidates, floor_entries, task_extractors
+from evaluation.extraction.features import extract_all, pool_by_subject
+from evaluation.probing.protocols import evaluate
+from evaluation.statistics.metrics import measure
+from evaluation.tasks.task import Task, load_task
 
 pytestmark = pytest.mark.real
 

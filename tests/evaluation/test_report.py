@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import store
 from evaluation.report import main
+from evaluation.storing import store
 
 KINDS = ("html", "md", "csv", "json")
 TASKS = {"stroke": "binary", "copd": "binary", "cancer": "binary", "sarcoma": "binary"}
@@ -41,7 +41,7 @@ SECRET = "5ec7e75ec7e7"  # every pseudonym begins so; none may reach a report
 def make_store(
     folder: Path, *, seed: int = 0, split: str = "val", num_bootstraps: int = 50
 ) -> Path:
-    """Write a store of five tasks and eight models to the contract of ``evaluation.store``."""
+    """Write a store of five tasks and eight models to the contract of its module."""
     rng = np.random.default_rng(seed)
     cards = {}
     for task, kind in TASKS.items():
@@ -304,7 +304,7 @@ def test_page_is_well_formed_and_asks_for_nothing(texts: dict[str, str]) -> None
 def test_every_score_has_n_and_interval_and_stands_in_all_four(
     demo: Path, texts: dict[str, str]
 ) -> None:
-    from evaluation.statistics import auroc, bootstrap_interval
+    from evaluation.statistics.metrics import auroc, bootstrap_interval
 
     rows = store.read_predictions(demo, "stroke").query("model == 'mae' and protocol == 'linear'")
     label, score = rows["label"].to_numpy(), rows["score"].to_numpy()

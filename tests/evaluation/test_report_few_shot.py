@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from evaluation.report_few_shot import few_shot_curves
+from evaluation.reporting.few_shot import few_shot_curves
 
 KINDS = {"floor_a": "floor", "mae": "backbone", "floor_b": "floor"}
 

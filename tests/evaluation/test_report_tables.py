@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.report_tables import (
+from evaluation.reporting.tables import (
     Bootstrap,
     metrics_of,
     overview_column,

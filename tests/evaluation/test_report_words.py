@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from evaluation.report_figures import Line, few_shot_svg, loss_svg, picture, running_median
-from evaluation.report_pages import forest
-from evaluation.report_tables import ModelScores, Score
-from evaluation.report_words import (
+from evaluation.reporting.figures import Line, few_shot_svg, loss_svg, picture, running_median
+from evaluation.reporting.pages import forest
+from evaluation.reporting.tables import ModelScores, Score
+from evaluation.reporting.words import (
     Footnotes,
     interval,
     number,

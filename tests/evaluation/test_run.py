@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation import store
-from evaluation.leakage import LeakageError
+from evaluation.leakage.gate import LeakageError
 from evaluation.run import EvaluationConfig, main
-from evaluation.statistics import measure
-from evaluation.task import TaskError
+from evaluation.statistics.metrics import measure
+from evaluation.storing import store
+from evaluation.tasks.task import TaskError
 from foundation.backbone import BackboneError
 from recipes.load import parse
 from shards.codec import source_digest

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from evaluation import statistics
+from evaluation.statistics import metrics as statistics
 
 
 def _rows(seed: int, n: int = 83, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 import pytest
 
-from evaluation import store
+from evaluation.storing import store
 
 
 def _predictions() -> pandas.DataFrame:

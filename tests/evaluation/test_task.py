@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.task import TaskError, count_groups, describe_label
+from evaluation.tasks.task import TaskError, count_groups, describe_label
 from recipes.load import RecipeError
 
 

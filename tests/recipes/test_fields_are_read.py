@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from evaluation.run import EvaluationConfig
-from evaluation.task import TaskCard
+from evaluation.tasks.task import TaskCard
 from foundation.recipe import PretrainConfig
 from recipes.load import Section, load
 from shards.build import BuildConfig

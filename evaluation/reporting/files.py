@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from evaluation.report_content import Content, Task
-from evaluation.report_few_shot import FewShotPoint
-from evaluation.report_tables import Score
-from evaluation.report_words import settings
+from evaluation.reporting.content import Content, Task
+from evaluation.reporting.few_shot import FewShotPoint
+from evaluation.reporting.tables import Score
+from evaluation.reporting.words import settings
 
 # `interval` says what low and high are; `setting` is the number of shots or a point of a grid.
 COLUMNS = (

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.progress import progress
-from evaluation.store import read_arrays, write_arrays
-from evaluation.task import Task
+from evaluation.extraction.progress import progress
+from evaluation.storing.store import read_arrays, write_arrays
+from evaluation.tasks.task import Task
 from recipes.load import digest
 from shards.scan import Scan, ScanError, read_scan, resample
 from shards.sources.cohort import CohortRow

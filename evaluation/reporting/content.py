@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import store
-from evaluation.report_few_shot import FewShotCurve, few_shot_curves
-from evaluation.report_tables import Bootstrap, ModelScores, overview_column, task_table
+from evaluation.reporting.few_shot import FewShotCurve, few_shot_curves
+from evaluation.reporting.tables import Bootstrap, ModelScores, overview_column, task_table
+from evaluation.storing import store
 
 if TYPE_CHECKING:
     import pandas

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from evaluation.probe import fit_logistic
-from evaluation.protocols import Features, Floats
-from evaluation.statistics import measure
-from evaluation.task import Task
+from evaluation.probing.linear import fit_logistic
+from evaluation.probing.protocols import Features, Floats
+from evaluation.statistics.metrics import measure
+from evaluation.tasks.task import Task
 from recipes.load import Section
 
 

@@ -2,7 +2,7 @@
 
 ``evaluation.run`` writes them, ``evaluation.report`` reads them and needs nothing else: neither a
 backbone nor a scan. Every file is written beside its name and moved into place, and all but the
-features change together (``evaluation/draft.py``), so a kill leaves the former version. Subjects
+features change together (``storing/draft.py``), so a kill leaves the former version. Subjects
 appear as pseudonyms only.
 
 ```

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.features import Extractor, FeatureError, read_mask
-from evaluation.probe import sigmoid
-from evaluation.protocols import Estimator, Floats, Rows, Setting
-from evaluation.task import Task, VoxelFloor
+from evaluation.extraction.features import Extractor, FeatureError, read_mask
+from evaluation.probing.linear import sigmoid
+from evaluation.probing.protocols import Estimator, Floats, Rows, Setting
+from evaluation.tasks.task import Task, VoxelFloor
 from foundation.preprocessing import Preprocessing, normalise
 from recipes.load import digest
 from shards.measure.intensity import intensity_statistics

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.store import replace
+from evaluation.storing.store import replace
 
 
 class LedgerError(ValueError):

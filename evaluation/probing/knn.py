@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.protocols import Estimator, Floats, Setting
+from evaluation.probing.protocols import Estimator, Floats, Setting
 from foundation.health import TEMPERATURE, knn_vote
 
 KS = (20, 10, 5)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from evaluation.protocols import Estimator, Floats, Setting
+from evaluation.probing.protocols import Estimator, Floats, Setting
 
 CS = tuple(float(value) for value in np.logspace(-4.5, 1.0, 12))
 ALPHAS = tuple(float(value) for value in np.logspace(-2.0, 5.0, 15))

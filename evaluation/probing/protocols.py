@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics import measure
-from evaluation.task import RepeatedCv, Task
+from evaluation.statistics.metrics import measure
+from evaluation.tasks.task import RepeatedCv, Task
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.features import read_mask, read_row
-from evaluation.floors import windowed
-from evaluation.store import read_arrays
-from evaluation.task import Task
+from evaluation.extraction.features import read_mask, read_row
+from evaluation.floors.floors import windowed
+from evaluation.storing.store import read_arrays
+from evaluation.tasks.task import Task
 from shards.sources.cohort import CohortRow
 
 _PER_LABEL = 1

@@ -49,7 +49,7 @@ def few_shot_curves(
     numbers of shots. Without floors there is none.
 
     Args:
-        scores: One row per model, shots and draw, as ``evaluation.store`` keeps them.
+        scores: One row per model, shots and draw, as ``evaluation.storing.store`` keeps them.
         kinds: "backbone" or "floor" of each model, in the order of the table.
         missing: Shots that could not be drawn, with the reason.
     """

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evaluation.report_content import CROSS_VALIDATION, Content, Task
-from evaluation.report_figures import running_median
-from evaluation.report_tables import SHOWN_DIGITS, training_prevalence
+from evaluation.reporting.content import CROSS_VALIDATION, Content, Task
+from evaluation.reporting.figures import running_median
+from evaluation.reporting.tables import SHOWN_DIGITS, training_prevalence
 
 METRIC_TITLES = {
     "auroc": "AUROC",

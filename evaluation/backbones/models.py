@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import floors
-from evaluation.features import Extractor
-from evaluation.knn import knn
-from evaluation.probe import linear_probe
-from evaluation.protocols import Estimator, Features, Floats
-from evaluation.task import Task
+from evaluation.extraction.features import Extractor
+from evaluation.floors import floors
+from evaluation.probing.knn import knn
+from evaluation.probing.linear import linear_probe
+from evaluation.probing.protocols import Estimator, Features, Floats
+from evaluation.tasks.task import Task
 from foundation.backbone import Backbone, BackboneError, load_backbone, random_backbone
 from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig

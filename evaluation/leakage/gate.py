@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.features import Extractor
-from evaluation.task import Task
+from evaluation.extraction.features import Extractor
+from evaluation.tasks.task import Task
 from recipes.load import digest
 from shards.codec import source_digest
 from shards.scan import Scan

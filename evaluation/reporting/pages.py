@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import report_figures, report_words
-from evaluation.report_content import RECONSTRUCTION, Content, Task
-from evaluation.report_tables import ModelScores, Score
+from evaluation.reporting import figures as report_figures
+from evaluation.reporting import words as report_words
+from evaluation.reporting.content import RECONSTRUCTION, Content, Task
+from evaluation.reporting.tables import ModelScores, Score
 
 TEMPLATES = Path(__file__).parent / "templates"
 # What a constant score gets: where a task's interval plot has its line.

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evaluation import few_shot as few_shots
-from evaluation.few_shot import Draws, FewShotConfig
-from evaluation.models import Candidate
-from evaluation.progress import progress
-from evaluation.protocols import Outcome, evaluate
-from evaluation.statistics import bootstrap_interval, measure
-from evaluation.store import FEW_SHOT_COLUMNS, PREDICTION_COLUMNS
-from evaluation.task import Task
+from evaluation.backbones.models import Candidate
+from evaluation.extraction.progress import progress
+from evaluation.probing import few_shot as few_shots
+from evaluation.probing.few_shot import Draws, FewShotConfig
+from evaluation.probing.protocols import Outcome, evaluate
+from evaluation.statistics.metrics import bootstrap_interval, measure
+from evaluation.storing.store import FEW_SHOT_COLUMNS, PREDICTION_COLUMNS
+from evaluation.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics import StatisticsError, bootstrap_interval, measure
+from evaluation.statistics.metrics import StatisticsError, bootstrap_interval, measure
 
 if TYPE_CHECKING:
     import pandas
@@ -71,7 +71,7 @@ def task_table(
     """Score every model and protocol of one task on the shown split.
 
     Args:
-        rows: One per model, protocol, split and subject, as ``evaluation.store`` keeps them.
+        rows: One per model, protocol, split and subject, as the store keeps them.
         task: The task's entry in ``run.json``.
         kinds: "backbone" or "floor" of each model, in the order of the table.
         split: The shown split.
@@ -141,7 +141,7 @@ def score_of(
     Args:
         label: One per subject, (n,).
         score: Probability of the positive class or predicted value, (n,).
-        metric: A name of ``evaluation.statistics.METRICS``.
+        metric: A name of ``evaluation.statistics.metrics.METRICS``.
         threshold: Of balanced accuracy; the other metrics have none.
         bootstrap: Of the interval.
     """
