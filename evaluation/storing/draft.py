@@ -1,6 +1,6 @@
 """A store changes as a whole: a draft is written inside it, then moved into place.
 
-Cached features are no part of a draft; they stay where they are.
+Caches (features, what was scored) are no part of a draft; they stay where they are.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 DRAFT = ".building"
 RUN = "run.json"  # written last: a draft that has one is whole
-PARTS = ("predictions", "few_shot", "curves", "pictures")
+PARTS = ("predictions", "groups", "few_shot", "statistics", "curves", "pictures")
 
 
 @contextmanager

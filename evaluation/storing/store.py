@@ -7,17 +7,23 @@ appear as pseudonyms only.
 
 ```
 run.json                     what was run: tasks, models, chosen settings, what was skipped and why
-predictions/TASK.parquet     one row per model, protocol, split and subject
-few_shot/TASK.parquet        one score per model, number of shots and draw
+predictions/TASK.parquet     one row per model, protocol, split, subject and output
+groups/TASK.parquet          the group columns of the scored subjects
+few_shot/TASK.parquet        one score per model, protocol, size of the training set and draw
 few_shot/TASK.json           the draws themselves, nested: the first k subjects are the k-shot set
+statistics/TASK.json         every score with its interval, and what else the report says of a task
 curves/MODEL.json            the loss of each backbone's pretraining
 pictures/*.npz               slices of the cohort; MODEL_reconstructions.npz
 leakage.json                 what was checked before any score
 leakage_failed.json          the checks of a later run that did not pass, so that nothing was scored
 features/                    cached features, one file per chunk of scans
+scored/                      what each model came to on each task, by what it was made from
 ```
+
+Statistics name the predictions they were computed from, and are refused beside others.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -34,9 +40,19 @@ from recipes.load import digest
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA_VERSION = 1
-PREDICTION_COLUMNS = ("model", "protocol", "split", "subject", "label", "score")
-FEW_SHOT_COLUMNS = ("model", "shots", "draw", "score")
+SCHEMA_VERSION = 2
+PREDICTION_COLUMNS = (
+    "model",
+    "protocol",
+    "split",
+    "subject",
+    "output",
+    "label",
+    "event",
+    "score",
+)
+FEW_SHOT_COLUMNS = ("model", "protocol", "x", "unit", "draw", "score")
+GROUP_COLUMNS = ("subject", "column", "value")
 
 
 class StoreError(ValueError):
@@ -45,17 +61,17 @@ class StoreError(ValueError):
 
 def write_run(store: Path, run: Mapping[str, Any]) -> None:
     """Write ``run.json``; it goes last, so a store that has one is complete."""
-    content = {"schema_version": SCHEMA_VERSION, **run}
-    write_json(store / "run.json", {**content, "digest": _digest(content)})
+    write_json(store / "run.json", sealed({"schema_version": SCHEMA_VERSION, **run}))
 
 
 def is_complete(store: Path) -> bool:
-    """Whether the predictions of every task that ``run.json`` names are there."""
+    """Whether the statistics of every task that ``run.json`` names are there, and of its scores."""
     try:
-        tasks = read_run(store)["tasks"]
+        for task in read_run(store)["tasks"]:
+            read_statistics(store, task)
     except StoreError:
         return False
-    return all((store / "predictions" / f"{task}.parquet").is_file() for task in tasks)
+    return True
 
 
 def read_run(store: Path) -> dict[str, Any]:
@@ -70,7 +86,7 @@ def read_run(store: Path) -> dict[str, Any]:
             f"{store}: no finished evaluation here (run.json is missing); "
             "make one with python -m evaluation.run RECIPE"
         )
-    run = _read_json(path)
+    run = read_json(path)
     if run.get("schema_version") != SCHEMA_VERSION:
         raise StoreError(
             f"{path}: schema version {run.get('schema_version')}, this version reads "
@@ -86,24 +102,83 @@ def read_run(store: Path) -> dict[str, Any]:
 
 def write_predictions(store: Path, task: str, rows: "pandas.DataFrame") -> None:
     """Write the rows of one task; their order in the file does not depend on the order given."""
-    _write_table(store / "predictions" / f"{task}.parquet", rows, PREDICTION_COLUMNS, num_keys=4)
+    _write_table(store / "predictions" / f"{task}.parquet", rows, PREDICTION_COLUMNS, num_keys=5)
 
 
 def read_predictions(store: Path, task: str) -> "pandas.DataFrame":
-    """One row per (model, protocol, split, subject): ``PREDICTION_COLUMNS``."""
+    """One row per (model, protocol, split, subject, output): ``PREDICTION_COLUMNS``."""
     return _read_table(store / "predictions" / f"{task}.parquet")
+
+
+def write_groups(store: Path, task: str, rows: "pandas.DataFrame") -> None:
+    """Write the group columns of a task's subjects: ``GROUP_COLUMNS``."""
+    _write_table(store / "groups" / f"{task}.parquet", rows, GROUP_COLUMNS, num_keys=2)
+
+
+def read_groups(store: Path, task: str) -> "pandas.DataFrame":
+    """One row per (subject, column): ``GROUP_COLUMNS``."""
+    return _read_table(store / "groups" / f"{task}.parquet")
+
+
+def predictions_digest(store: Path, task: str) -> str:
+    """Of everything that the statistics of a task are computed from.
+
+    Raises:
+        StoreError: A file of the task is missing.
+    """
+    files = [store / part / f"{task}.parquet" for part in ("predictions", "groups", "few_shot")]
+    if not files[0].is_file():
+        raise StoreError(f"{files[0]}: missing; run python -m evaluation.run again")
+    found = {file.parent.name: sha256_of(file) for file in files if file.is_file()}
+    return digest(found)
+
+
+def write_statistics(
+    store: Path, task: str, content: Mapping[str, Any], *, inputs_digest: str = ""
+) -> None:
+    """Write what the report says of a task, naming the predictions in the same store.
+
+    Args:
+        store: Holds the task's predictions.
+        task: Its name.
+        content: See ``evaluation/statistics/summary.py``.
+        inputs_digest: Of predictions, settings and code; the statistics are kept while it is so.
+    """
+    made_of = {
+        "inputs_digest": inputs_digest,
+        "predictions_digest": predictions_digest(store, task),
+    }
+    write_json(store / "statistics" / f"{task}.json", sealed({**made_of, **content}))
+
+
+def read_statistics(store: Path, task: str) -> dict[str, Any]:
+    """Read what :func:`write_statistics` wrote.
+
+    Raises:
+        StoreError: Missing, damaged, or computed from other predictions than those in the store.
+    """
+    path = store / "statistics" / f"{task}.json"
+    if not path.is_file():
+        raise StoreError(f"{path}: missing; run python -m evaluation.run again")
+    content = read_sealed(path)
+    if content.get("predictions_digest") != predictions_digest(store, task):
+        raise StoreError(
+            f"{path}: computed from other predictions than those in the store; "
+            "run python -m evaluation.run again"
+        )
+    return content
 
 
 def write_few_shot(
     store: Path, task: str, scores: "pandas.DataFrame", draws: Mapping[str, Any]
 ) -> None:
     """Write the scores of every draw and the draws they came from."""
-    _write_table(store / "few_shot" / f"{task}.parquet", scores, FEW_SHOT_COLUMNS, num_keys=3)
+    _write_table(store / "few_shot" / f"{task}.parquet", scores, FEW_SHOT_COLUMNS, num_keys=5)
     write_json(store / "few_shot" / f"{task}.json", draws)
 
 
 def read_few_shot(store: Path, task: str) -> "pandas.DataFrame | None":
-    """One row per (model, shots, draw): ``FEW_SHOT_COLUMNS``; None for a task without."""
+    """One row per (model, protocol, x, unit, draw): ``FEW_SHOT_COLUMNS``; None without."""
     path = store / "few_shot" / f"{task}.parquet"
     return _read_table(path) if path.is_file() else None
 
@@ -111,7 +186,7 @@ def read_few_shot(store: Path, task: str) -> "pandas.DataFrame | None":
 def read_few_shot_draws(store: Path, task: str) -> dict[str, Any] | None:
     """The stored draws: ``{seed, shots, draws: [{class: [subject, ...]}]}``, nested by order."""
     path = store / "few_shot" / f"{task}.json"
-    return _read_json(path) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def write_curve(store: Path, model: str, curve: Mapping[str, Any]) -> None:
@@ -121,7 +196,7 @@ def write_curve(store: Path, model: str, curve: Mapping[str, Any]) -> None:
 
 def read_curves(store: Path) -> dict[str, dict[str, Any]]:
     """The curve of each backbone that has one, by model, sorted."""
-    return {path.stem: _read_json(path) for path in sorted((store / "curves").glob("*.json"))}
+    return {path.stem: read_json(path) for path in sorted((store / "curves").glob("*.json"))}
 
 
 def write_pictures(store: Path, name: str, arrays: Mapping[str, NDArray[np.float32]]) -> None:
@@ -142,13 +217,30 @@ def write_leakage(store: Path, leakage: Mapping[str, Any]) -> None:
 
 def read_leakage(store: Path) -> dict[str, Any]:
     """Read ``leakage.json``."""
-    return _read_json(store / "leakage.json")
+    return read_json(store / "leakage.json")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that has the same bytes for the same value; NaN is refused, write None."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     replace(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its own digest; :func:`read_sealed` refuses it once it has changed."""
+    return {**content, "digest": _digest(content)}
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what was :func:`sealed`.
+
+    Raises:
+        StoreError: It is missing, damaged or was changed.
+    """
+    content = read_json(path)
+    if content.get("digest") != _digest(content):
+        raise StoreError(f"{path}: damaged; run python -m evaluation.run again")
+    return content
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -197,28 +289,57 @@ def replace_all(writers: Mapping[Path, Callable[[IO[bytes]], Any]]) -> None:
             os.unlink(name)
 
 
+def sha256_of(path: Path) -> str:
+    """64 hex digits over the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_parquet(path: Path, table: "pandas.DataFrame") -> None:
+    """Write a table; the same table gives the same bytes."""
+    replace(path, lambda file: table.to_parquet(file, index=False, compression="zstd"))
+
+
+def read_parquet(path: Path) -> "pandas.DataFrame":
+    """Read a table written by :func:`write_parquet`.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    import pandas
+
+    try:
+        return pandas.read_parquet(path)
+    # The library raises a dozen types for bytes that are no table.
+    except Exception as error:
+        raise StoreError(f"{path}: cannot be read ({error})") from None
+
+
 def _write_table(
     path: Path, rows: "pandas.DataFrame", columns: tuple[str, ...], *, num_keys: int
 ) -> None:
     keys = list(columns[:num_keys])
     assert not rows.duplicated(subset=keys).any(), f"{path.name}: two rows for the same {keys}"
     table = rows[list(columns)].sort_values(keys, kind="stable").reset_index(drop=True)
-    replace(path, lambda file: table.to_parquet(file, index=False, compression="zstd"))
+    write_parquet(path, table)
 
 
 def _read_table(path: Path) -> "pandas.DataFrame":
-    import pandas
-
     if not path.is_file():
         raise StoreError(f"{path}: missing; run python -m evaluation.run again")
-    return pandas.read_parquet(path)
+    return read_parquet(path)
 
 
 def _digest(run: Mapping[str, Any]) -> str:
     return digest({name: value for name, value in run.items() if name != "digest"})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        StoreError: It is missing, damaged or no object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

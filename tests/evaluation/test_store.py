@@ -14,7 +14,9 @@ def _predictions() -> pandas.DataFrame:
             "protocol": ["linear", "knn", "linear"],
             "split": "val",
             "subject": ["b", "a", "c"],
+            "output": 0,
             "label": [1.0, 0.0, 1.0],
+            "event": float("nan"),
             "score": [0.7, 0.2, 0.5],
         }
     )
@@ -59,3 +61,25 @@ def test_an_unfinished_or_foreign_store_is_named(tmp_path: Path) -> None:
         store.read_run(tmp_path)
     store.write_run(tmp_path, {"name": "demo"})
     assert store.read_run(tmp_path)["name"] == "demo"
+
+
+def test_statistics_beside_other_predictions_are_refused(tmp_path: Path) -> None:
+    store.write_predictions(tmp_path, "t", _predictions())
+    store.write_statistics(tmp_path, "t", {"metric": "auroc"})
+    assert store.read_statistics(tmp_path, "t")["metric"] == "auroc"
+    store.write_predictions(tmp_path, "t", _predictions().assign(score=0.5))
+    with pytest.raises(store.StoreError, match="other predictions than those in the store"):
+        store.read_statistics(tmp_path, "t")
+    store.write_statistics(tmp_path, "t", {"metric": "auroc"})
+    path = tmp_path / "statistics" / "t.json"
+    path.write_text(path.read_text().replace("auroc", "brier"))
+    with pytest.raises(store.StoreError, match="damaged"):
+        store.read_statistics(tmp_path, "t")
+
+
+def test_a_store_is_complete_with_the_statistics_of_every_task(tmp_path: Path) -> None:
+    store.write_predictions(tmp_path, "t", _predictions())
+    store.write_run(tmp_path, {"tasks": {"t": {}}})
+    assert not store.is_complete(tmp_path)
+    store.write_statistics(tmp_path, "t", {})
+    assert store.is_complete(tmp_path)
