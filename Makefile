@@ -75,13 +75,14 @@ check: $(READY) ## linter, formatter, types, layers
 	@$(BIN)/mypy
 	@$(RUN) pytest -q tests/test_layers.py
 
-bench: $(READY) ## speed of reading, building, streaming and of the methods, as ratios in one run
+bench: $(READY) ## speed of reading, building, streaming, of methods and probes, as ratios in one run
 	@$(RUN) shards.bench --out reports/bench.json
 	@$(RUN) foundation.bench --out reports/bench_methods.json
+	@$(RUN) evaluation.bench --out reports/bench_evaluation.json
 
-soak: $(READY) ## long proofs: faults at random moments, thousands of damaged files, planted collapses (slow)
+soak: $(READY) ## long proofs: faults at random moments, thousands of damaged files, planted collapses, coverage of intervals (slow)
 	@DS_ACCELERATOR=cpu $(RUN) pytest -q -m slow --timeout 7200 tests/shards/test_fuzz.py \
-		tests/foundation tests/faults
+		tests/foundation tests/evaluation tests/faults
 
 learn: $(READY) ## what pretraining gains over random initialisation, on three fresh phantom cohorts (an hour or two)
 	@for seed in 2 3 4; do \

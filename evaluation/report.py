@@ -51,9 +51,11 @@ def finished_stores(folder: Path) -> list[Path]:
 
 def write_report(stores: Sequence[Path], *, out: Path) -> None:
     """Read ``stores``, and write the four files once all of them could be made."""
-    from evaluation.reporting.content import read_content
+    from evaluation.reporting.family import with_holm
     from evaluation.reporting.files import csv_text, json_text
+    from evaluation.reporting.layout import lay_out
     from evaluation.reporting.pages import html_page, markdown_page
+    from evaluation.reporting.reading import read_content
 
     start = time.monotonic()
     paths = [out.with_name(f"{out.name}.{kind}") for kind in ("html", "md", "csv", "json")]
@@ -64,9 +66,10 @@ def write_report(stores: Sequence[Path], *, out: Path) -> None:
         contents.append(read_content(store))
         if contents[-1].name in [content.name for content in contents[:-1]]:
             raise StoreError(f"{store}: a second store called {contents[-1].name!r}; name it once")
-        print(f"scored  {store}: {len(contents[-1].tasks)} tasks", flush=True)
+        print(f"read    {store}: {len(contents[-1].tasks)} tasks", flush=True)
+    pages = lay_out(with_holm(contents))
     makers = (html_page, markdown_page, csv_text, json_text)
-    texts = [make(contents).encode() for make in makers]
+    texts = [make(pages).encode() for make in makers]
     replace_all({path: partial(_write, text=text) for path, text in zip(paths, texts, strict=True)})
     print(f"report  {paths[0].resolve()} ({time.monotonic() - start:.1f} s)", flush=True)
 

@@ -20,15 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from foundation.network.patches import patchify
-from foundation.preprocessing import AIR, Preprocessing, normalise, window_starts
+from foundation.preprocessing import Preprocessing
 from foundation.running.card import model_card
 from foundation.running.files import sync_tree
 from foundation.vit import Vit3d, VitConfig, build_vit
+from foundation.windows import Layers, Tokens, pool_scan, prepare
 from recipes.load import RecipeError, digest, parse
 from shards.files import fresh_folder, publish_folder, sha256_of, write_json, write_text
-from shards.measure.intensity import intensity_statistics
-from shards.scan import MODALITIES, Scan, resample
+from shards.scan import Scan, resample
 
 SCHEMA_VERSION = 1
 
@@ -41,7 +40,6 @@ GOLDEN_TOLERANCE = 1e-4
 _GOLDEN_GRID = (2, 3, 4)
 _GOLDEN_SPACING_MM = (5.0, 1.5, 2.0)
 _GOLDEN_SEED = 0
-_WINDOWS_AT_ONCE = 8
 
 
 class BackboneError(ValueError):
@@ -83,52 +81,19 @@ class Backbone(nn.Module):
         """
         target = spacing_mm or self.preprocessing.spacing_mm
         scan = resample(scan, target) if target else scan
-        volume, inside = self._volume(scan)
-        spacing = torch.tensor([scan.spacing_mm], device=volume.device)
-        starts = window_starts(volume.shape, self.preprocessing.crop_shape)
-        classes, patches, seen = [], [], []
-        for first in range(0, len(starts), _WINDOWS_AT_ONCE):
-            some = starts[first : first + _WINDOWS_AT_ONCE]
-            windows = self._windows(volume, some)
-            output = self.vit(windows, spacing_mm=spacing.expand(len(some), -1))
-            weights = patchify(self._windows(inside, some), patch_size=self.vit.patch_size)
-            weight = weights.amax(dim=2)
-            classes.append(output.cls_token.double().sum(dim=0))
-            patches.append(torch.einsum("bn,bne->e", weight.double(), output.patch_tokens.double()))
-            seen.append(weight.double().sum())
-        means = {
-            "cls": torch.stack(classes).sum(dim=0) / len(starts),
-            "mean": torch.stack(patches).sum(dim=0) / torch.stack(seen).sum(),
-        }
-        return {name: value.float().cpu().numpy() for name, value in means.items()}
-
-    def _volume(self, scan: Scan) -> tuple[Tensor, Tensor]:
-        """The normalised scan, at least one window large, and 1 where it is not padding."""
         device = self.vit.cls_token.device
-        voxels = torch.from_numpy(np.ascontiguousarray(scan.voxels, dtype=np.float32)).to(device)
-        statistics = intensity_statistics(scan.voxels)
-        values = normalise(
-            voxels[None, None],
-            slope=torch.ones(1, device=device),
-            intercept=torch.zeros(1, device=device),
-            modality=torch.tensor([MODALITIES.index(scan.modality)], device=device),
-            statistics=torch.tensor([tuple(statistics)], dtype=torch.float32, device=device),
-            preprocessing=self.preprocessing,
-        )[0, 0]
-        missing = [
-            max(0, crop - size)
-            for crop, size in zip(self.preprocessing.crop_shape, values.shape, strict=True)
-        ]
-        # torch pads the last axis first; the scan sits in the middle, as in pretraining.
-        pad = [edge for gap in reversed(missing) for edge in (gap // 2, gap - gap // 2)]
-        inside = torch.ones_like(values)
-        padded = nn.functional.pad(values, pad, value=AIR)
-        return padded, nn.functional.pad(inside, pad, value=0.0)
+        spacing = torch.tensor([scan.spacing_mm], device=device)
 
-    def _windows(self, volume: Tensor, starts: list[tuple[int, int, int]]) -> Tensor:
-        """(B, 1, d, h, w) windows that begin at ``starts``."""
-        d, h, w = self.preprocessing.crop_shape
-        return torch.stack([volume[a : a + d, b : b + h, c : c + w] for a, b, c in starts])[:, None]
+        def network(windows: Tensor) -> Layers:
+            return [Tokens(*self.vit(windows, spacing_mm=spacing.expand(len(windows), -1)))]
+
+        pooled = pool_scan(
+            network,
+            prepare(scan, preprocessing=self.preprocessing, device=device),
+            crop_shape=self.preprocessing.crop_shape,
+            patch_size=self.vit.patch_size,
+        )
+        return {"cls": pooled.cls[0].cpu().numpy(), "mean": pooled.mean[0].cpu().numpy()}
 
 
 def save_backbone(

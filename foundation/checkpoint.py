@@ -164,7 +164,7 @@ def newest_checkpoint(
         if healthy_before is not None and _step_of(path) >= healthy_before:
             continue
         try:
-            _verify(path)
+            verify_checkpoint(path)
         except CheckpointError as error:
             aside = numbered(path.with_name(f"{path.name}.damaged"))
             path.rename(aside)
@@ -209,7 +209,7 @@ def _remove_old(folder: Path, *, keep: Keep) -> None:
         shutil.rmtree(old)
 
 
-def _verify(path: Path) -> None:
+def verify_checkpoint(path: Path) -> None:
     """Raises CheckpointError unless every file is there as it was written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))

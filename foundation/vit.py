@@ -246,6 +246,32 @@ class Vit3d(nn.Module):
         Raises:
             ValueError: A volume that patches do not tile, or with another number of channels.
         """
+        segments, tokens = self._entering(crops, mask_token=mask_token)
+        for block in self.blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, segments, use_reentrant=False)
+            else:
+                tokens = block(tokens, segments)
+        return self._leaving(tokens, segments)
+
+    def last_layers(self, crops: Crops, *, num: int) -> list[VitOutput]:
+        """What each of the last ``num`` blocks gives, the last first, each after the final norm.
+
+        Args:
+            crops: Volumes of one shape.
+            num: At least 1; a network of fewer blocks gives all of its own.
+        """
+        segments, tokens = self._entering([crops])
+        last: list[Tensor] = []
+        for block in self.blocks:
+            tokens = block(tokens, segments)
+            last = [tokens, *last[: num - 1]]
+        return [self._leaving(each, segments)[0] for each in last]
+
+    def _entering(
+        self, crops: Sequence[Crops], *, mask_token: Tensor | None = None
+    ) -> tuple[list[Segment], Tensor]:
+        """The crops as (T, E) tokens behind each other, and which of them are whose."""
         contents = self._contents(crops)
         embedded = [
             self._embedded(each, content, mask_token)
@@ -254,14 +280,11 @@ class Vit3d(nn.Module):
         segments = [
             self._segment(each, tokens) for each, tokens in zip(crops, embedded, strict=True)
         ]
-        tokens = torch.cat([each.flatten(0, 1) for each in embedded])
-        for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, segments, use_reentrant=False)
-            else:
-                tokens = block(tokens, segments)
-        tokens = self.norm(tokens)
-        parts = tokens.split([each.length for each in segments])
+        return segments, torch.cat([each.flatten(0, 1) for each in embedded])
+
+    def _leaving(self, tokens: Tensor, segments: Sequence[Segment]) -> list[VitOutput]:
+        """(T, E) tokens after the final norm, crop by crop."""
+        parts = self.norm(tokens).split([each.length for each in segments])
         outputs = []
         for part, each in zip(parts, segments, strict=True):
             part = part.view(each.num_samples, each.num_tokens, -1)

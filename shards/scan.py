@@ -101,7 +101,8 @@ def read_scans(
 
     Args:
         where: The scans; several where they are time points of one acquisition. A member is
-            ``FILE.npz#split/index`` or ``FILE.tar#first+size`` (its bytes in the tar).
+            ``FILE.npz#split/index``, ``FILE.tar#first+size`` (its bytes in the tar), or one channel
+            of a 4D NIfTI file, ``FILE.nii.gz#number``.
         modality: What the scan is; DICOM tells by itself, and must then agree.
         policy: What is done with odd geometry.
 
@@ -111,7 +112,7 @@ def read_scans(
     name = os.fspath(where)
     if modality is not None and modality not in MODALITIES:
         raise ScanError(f"the modality is not one of {', '.join(MODALITIES)}")
-    for mark, read in ((".npz#", _read_npz), (".tar#", _read_tar)):
+    for mark, read in _MEMBERS.items():
         archive, found, member = name.rpartition(mark)
         if found:
             yield from read(archive + mark[:-1], member, modality=modality, policy=policy)
@@ -155,6 +156,39 @@ def _read_tar(file: str, member: str, *, modality: str | None, policy: Policy) -
     from shards.images.tar import read_tar_member
 
     return read_tar_member(file, member, modality=modality, policy=policy)
+
+
+def _read_channel(
+    file: str, member: str, *, modality: str | None, policy: Policy
+) -> Iterator[Scan]:
+    from shards.images.nifti import read_nifti_file
+
+    if not member.isdecimal() or not Path(file).exists():
+        raise ScanError(ABSENT)
+    every = policy.model_copy(update={"time_points": "split"})
+    for number, scan in enumerate(read_nifti_file(file, modality=modality, policy=every)):
+        if number == int(member):
+            yield scan
+            return
+    raise ScanError("the image has no such channel")
+
+
+_MEMBERS = {
+    ".npz#": _read_npz,
+    ".tar#": _read_tar,
+    ".nii.gz#": _read_channel,
+    ".nii#": _read_channel,
+}
+"""Readers of a part of a file, by what stands before its name."""
+
+
+def file_and_member(where: str) -> tuple[str, str | None]:
+    """The file behind a place, and the member of it that is read, if it is one."""
+    for mark in _MEMBERS:
+        archive, found, member = where.rpartition(mark)
+        if found:
+            return archive + mark[:-1], member
+    return where, None
 
 
 def resample(scan: Scan, spacing_mm: tuple[float, float, float]) -> Scan:

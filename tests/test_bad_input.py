@@ -224,8 +224,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with entered(root):
         from evaluation.report import write_report
-        from evaluation.run import EvaluationConfig
         from evaluation.run import main as evaluate
+        from evaluation.scoring.config import EvaluationConfig
         from recipes.load import load
         from shards.build import BuildConfig
         from shards.build import main as build
@@ -685,9 +685,7 @@ def test_a_damaged_ledger_of_openings(place: Place) -> None:
 STORED = (
     "run.json",
     "leakage.json",
-    "predictions/bright.parquet",
-    "few_shot/bright.parquet",
-    "few_shot/bright.json",
+    "statistics/bright.json",
     "curves/mae.json",
     "pictures/cohort.npz",
     "pictures/mae_reconstructions.npz",

@@ -15,6 +15,10 @@ MOST_PATCHES = 256
 """Patch tokens of a scan that are kept for the attentive probe."""
 
 
+class EmbedderError(ValueError):
+    """A backbone of a recipe that cannot be loaded, or does not keep to its contract."""
+
+
 class Dense:
     """Patch tokens of a whole scan on one grid, for segmentation.
 

@@ -1,35 +1,37 @@
 """Features of scans: each scan is read once, every extractor sees it, and the result is cached.
 
 A backbone, a raw-voxel floor and a scan's digest are all *extractors*. The cache holds one file per
-extractor and chunk of scans, named by the digest of what it was made from: a killed run goes on
+extractor and scan, named by the digest of what it was made from: a killed run goes on
 where it stopped, and a changed scan, backbone or view is a name that does not exist yet.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.extraction.cache import FORMAT, Arrays, CacheFile, Stacked, joined, stacked
+from evaluation.extraction.cache import FeatureError as FeatureError
 from evaluation.extraction.progress import progress
-from evaluation.storing.store import read_arrays, write_arrays
+from evaluation.extraction.sharing import ALONE, Share, shared
+from evaluation.probing.estimator import Bags
 from evaluation.tasks.task import Task
 from recipes.load import digest
 from shards.scan import Scan, ScanError, read_scan, resample
 from shards.sources.cohort import CohortRow
 
 Spacing = tuple[float, float, float]
-Arrays = Mapping[str, NDArray[Any]]
+Rows = Sequence[CohortRow]
 
-_CHUNK = 8  # scans a file holds, and at most in memory at once
+_CHUNK = 8  # scans a file holds, and that a kill loses at most
 _READERS = 2
-
-
-class FeatureError(ValueError):
-    """A scan of a task that cannot be read or embedded."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,19 @@ class Extractor:
         digest: Of everything its output depends on beside the scan.
         spacing_mm: The scan is resampled to this before it is handed over; None keeps its own.
         extract: From the scan and its row of the cohort; the same names and shapes for every scan.
+        ragged: Names of arrays whose first axis is as long as the scan makes it.
     """
 
     name: str
     digest: str
     spacing_mm: Spacing | None
     extract: Callable[[Scan, CohortRow], Arrays]
+    ragged: tuple[str, ...] = ()
 
 
 def extract_all(
-    rows: Sequence[CohortRow], extractors: Sequence[Extractor], *, folder: Path, title: str
-) -> dict[str, dict[str, NDArray[Any]]]:
+    rows: Rows, extractors: Sequence[Extractor], *, folder: Path, title: str
+) -> dict[str, Stacked]:
     """Arrays of every scan by every extractor, from the cache where it has them.
 
     Args:
@@ -61,39 +65,81 @@ def extract_all(
         title: Shown beside the progress bar.
 
     Returns:
-        By extractor and array name, (n, ...) in the order of ``rows``.
+        By extractor and array name, (n, ...) in the order of ``rows``; bags of ragged arrays.
 
     Raises:
-        FeatureError: A scan cannot be read, or gives arrays unlike the others.
+        FeatureError: A scan cannot be read, or gives arrays unlike the others; or the cache holds
+            what was made of something else.
     """
     assert len({each.name for each in extractors}) == len(extractors)
-    parts: dict[str, list[dict[str, NDArray[Any]]]] = {each.name: [] for each in extractors}
+    fill_share(rows, extractors, folder=folder, title=title, share=ALONE)
+    parts: dict[str, list[Arrays]] = {each.name: [] for each in extractors}
+    for row in rows:
+        for each in extractors:
+            arrays = _cache_file(folder, each, row).read()
+            if arrays is None:  # it was damaged
+                _fill(row, read_row(row), [each], folder)
+                arrays = _cache_file(folder, each, row).read()
+            assert arrays is not None
+            parts[each.name].append(arrays)
+    return {name: joined(name, files) for name, files in parts.items()}
+
+
+def fill_share(
+    rows: Rows, extractors: Sequence[Extractor], *, folder: Path, title: str, share: Share
+) -> None:
+    """Fill a rank's share of the cache; every rank calls it with the same arguments.
+
+    Afterwards :func:`extract_all` finds what all ranks have filled.
+    """
+
+    def unfilled() -> list[tuple[int, list[str]]]:
+        missing = [
+            [each.name for each in extractors if not _cache_file(folder, each, row).is_there()]
+            for row in rows
+        ]
+        return [(number, names) for number, names in enumerate(missing) if names]
+
+    mine = shared(share, unfilled)
+    if not mine:
+        return
+    title = title if share.world_size == 1 else f"{title}, {share.world_size} ranks"
     with (
-        progress(title=title, unit="scan", total=len(rows)) as bar,
+        progress(title=title, unit="scan", total=len(mine))
+        if share.is_first
+        else nullcontext() as bar,
         ThreadPoolExecutor(_READERS) as pool,
     ):
-        for chunk in (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)):
-            paths = _cache_paths(folder, extractors, chunk)
-            missing = [each for each in extractors if not paths[each.name].is_file()]
-            if missing:
-                _fill(chunk, missing, paths, pool)
-            for name, path in paths.items():
-                parts[name].append(read_arrays(path))
-            bar.update(len(chunk))
-    return {name: _joined(name, chunks) for name, chunks in parts.items()}
+        scans = _read_ahead([rows[number] for number, _ in mine], pool)
+        for (row, scan), (_, names) in zip(scans, mine, strict=True):
+            _fill(row, scan, [each for each in extractors if each.name in names], folder)
+            if bar is not None:
+                bar.update(1)
 
 
-def pool_by_subject(task: Task, rows: Sequence[CohortRow], values: NDArray[Any]) -> NDArray[Any]:
-    """Mean over each subject's scans: (scans, ...) -> (subjects, ...), in the task's order.
+@overload
+def pool_by_subject(task: Task, rows: Rows, values: Bags) -> Bags: ...
+
+
+@overload
+def pool_by_subject(task: Task, rows: Rows, values: NDArray[Any]) -> NDArray[Any]: ...
+
+
+def pool_by_subject(task: Task, rows: Rows, values: NDArray[Any] | Bags) -> NDArray[Any] | Bags:
+    """Pool each subject's scans, in the task's order of subjects.
 
     Args:
         task: Says which scans are whose.
         rows: The scans of ``values``; those of other tasks are passed over.
-        values: (scans, ...).
+        values: (scans, ...), of which the mean is taken, or bags, which are joined.
     """
     place = {(row.subject, row.scan): index for index, row in enumerate(rows)}
     chosen = [[place[row.subject, row.scan] for row in scans] for scans in task.scans]
-    return np.stack([values[positions].mean(axis=0) for positions in chosen])
+    if isinstance(values, Bags):
+        parts = [np.concatenate([values[scan] for scan in scans]) for scans in chosen]
+        starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        return Bags(np.concatenate(parts), starts)
+    return np.stack([values[scans].mean(axis=0) for scans in chosen])
 
 
 def read_row(row: CohortRow) -> Scan:
@@ -110,6 +156,24 @@ def read_mask(row: CohortRow) -> NDArray[np.bool_]:
     assert row.mask is not None
     inside: NDArray[np.bool_] = _named(row.mask, "OT").voxels > 0
     return inside
+
+
+def view_of(row: CohortRow, spacing_mm: Spacing | None) -> Scan:
+    """The scan of a row at a spacing; errors as in :func:`read_row`."""
+    scan = read_row(row)
+    if spacing_mm is None:
+        return scan
+    with naming(row):
+        return resample(scan, spacing_mm)
+
+
+@contextmanager
+def naming(row: CohortRow) -> Iterator[None]:
+    """Name the scan in what goes wrong with it."""
+    try:
+        yield
+    except ScanError as error:
+        raise FeatureError(f"{row.scan}: {error}") from None
 
 
 def _named(where: str, modality: str | None) -> Scan:
@@ -135,35 +199,41 @@ def fingerprint(where: str | None) -> list[Any]:
     return [path.name, member, marks]
 
 
-def _cache_paths(
-    folder: Path, extractors: Sequence[Extractor], chunk: Sequence[CohortRow]
-) -> dict[str, Path]:
-    """Where each extractor's arrays of a chunk are: a name for what they are made of."""
-    content = digest(
-        [[row.subject, row.modality, fingerprint(row.scan), fingerprint(row.mask)] for row in chunk]
+def content_of(rows: Rows) -> str:
+    """Digest of what features of these scans are made of, beside what makes them."""
+    return digest(
+        [[row.subject, row.modality, fingerprint(row.scan), fingerprint(row.mask)] for row in rows]
     )
-    paths = {}
-    for each in extractors:
-        made_by = digest({"extractor": each.digest, "view": each.spacing_mm})
-        paths[each.name] = folder / f"{each.name}-{made_by[:16]}" / f"{content[:24]}.npz"
-    return paths
 
 
-def _fill(
-    chunk: Sequence[CohortRow],
-    extractors: Sequence[Extractor],
-    paths: Mapping[str, Path],
-    pool: ThreadPoolExecutor,
-) -> None:
-    made: dict[str, list[Arrays]] = {each.name: [] for each in extractors}
-    for row, scan in zip(chunk, pool.map(read_row, chunk), strict=True):
-        try:
-            for extractor, view in _views(scan, extractors):
-                made[extractor.name].append(extractor.extract(view, row))
-        except ScanError as error:
-            raise FeatureError(f"{row.scan}: {error}") from None
-    for name, arrays in made.items():
-        write_arrays(paths[name], _stacked(name, arrays))
+def made_by(extractor_digest: str, spacing_mm: Spacing | None) -> str:
+    """Digest of what makes features, beside the scans."""
+    return digest({"extractor": extractor_digest, "view": spacing_mm, "format": FORMAT})
+
+
+def _cache_file(folder: Path, extractor: Extractor, row: CohortRow) -> CacheFile:
+    """One for each scan: tasks over other parts of a cohort share what they have in common."""
+    maker = made_by(extractor.digest, extractor.spacing_mm)
+    return CacheFile(folder, extractor.name, maker, content_of([row]))
+
+
+def _fill(row: CohortRow, scan: Scan, extractors: Sequence[Extractor], folder: Path) -> None:
+    with naming(row):
+        for extractor, view in _views(scan, extractors):
+            arrays = stacked(
+                extractor.name, [extractor.extract(view, row)], ragged=extractor.ragged
+            )
+            _cache_file(folder, extractor, row).write(arrays)
+
+
+def _read_ahead(rows: Rows, pool: ThreadPoolExecutor) -> Iterator[tuple[CohortRow, Scan]]:
+    """Each row with its scan, while the next ones are read; no more than these are in memory."""
+    waiting: deque[Future[Scan]] = deque()
+    ahead = iter(rows)
+    for row in rows:
+        for later in islice(ahead, 1 + _READERS - len(waiting)):
+            waiting.append(pool.submit(read_row, later))
+        yield row, waiting.popleft().result()
 
 
 def _views(scan: Scan, extractors: Sequence[Extractor]) -> Iterator[tuple[Extractor, Scan]]:
@@ -174,17 +244,3 @@ def _views(scan: Scan, extractors: Sequence[Extractor]) -> Iterator[tuple[Extrac
         if spacing is not None and spacing not in views:
             views[spacing] = resample(scan, spacing)
         yield extractor, views[spacing]
-
-
-def _stacked(name: str, arrays: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
-    try:
-        return {key: np.stack([each[key] for each in arrays]) for key in arrays[0]}
-    except ValueError:
-        raise FeatureError(f"{name}: scans give arrays of different shapes") from None
-
-
-def _joined(name: str, chunks: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    try:
-        return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
-    except ValueError:
-        raise FeatureError(f"{name}: scans give arrays of different shapes") from None

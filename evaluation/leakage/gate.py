@@ -1,24 +1,22 @@
-"""The gate before any score: no subject and no scan on both sides of a split or of pretraining.
+"""The gate before any score: a hard hit stops the run, unless the recipe overrides it by name.
 
-Subjects are compared by pseudonym (the same key and cohort name as in the shards), scans by the
-digest of their voxels, which finds a copy under another name too.
+What is found is never hidden: an overridden check is stored with its reason, and the report prints
+a warning beside every number it is about.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
 
-from evaluation.extraction.features import Extractor
+from evaluation.leakage.checks import Check, Question
+from evaluation.leakage.duplicates import check_exact, check_near, check_subjects
+from evaluation.leakage.marks import ScanMarks
+from evaluation.leakage.pretraining import Pretrained, overlaps
 from evaluation.tasks.task import Task
-from recipes.load import digest
-from shards.codec import source_digest
-from shards.scan import Scan
-from shards.sources.cohort import CohortRow
+from recipes.load import Section
 
-DIGEST = "source_digest"
 FAILED = "leakage_failed.json"
 
 
@@ -26,150 +24,87 @@ class LeakageError(ValueError):
     """Something that is scored was seen before; no score is computed."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question that was asked, and its answer.
+class AllowedLeak(Section):
+    """A failed check that a recipe lets pass; the report warns beside the numbers it is about."""
 
-    Attributes:
-        task: Its name.
-        check: Which question.
-        model: The backbone it is about, or None.
-        passed: False stops the run.
-        count: Subjects or scans that were found.
-        detail: In words.
-    """
-
+    check: Question
     task: str
-    check: str
-    model: str | None
-    passed: bool
-    count: int
-    detail: str
+    model: str | None = Field(default=None, description="null: whichever model, or none")
+    reason: str = Field(min_length=10, description="why the score means something all the same")
+
+    def excuses(self, check: Check) -> bool:
+        """Whether it is about this check."""
+        same = (self.check, self.task) == (check.check, check.task)
+        return same and self.model in (None, check.model)
 
 
-def digest_extractor() -> Extractor:
-    """The digest the shard builder gives a scan, as 32 bytes."""
-
-    def extract(scan: Scan, row: CohortRow) -> dict[str, NDArray[np.uint8]]:
-        del row
-        return {DIGEST: np.frombuffer(bytes.fromhex(source_digest(scan)), dtype=np.uint8)}
-
-    return Extractor(DIGEST, digest({"digest": 1}), None, extract)
-
-
-def digests_by_subject(task: Task, stored: NDArray[np.uint8]) -> list[list[str]]:
-    """Digests of each subject's scans, from those of all candidate scans, (scans, 32)."""
-    place = {(row.subject, row.scan): index for index, row in enumerate(task.candidates)}
-    return [
-        [stored[place[row.subject, row.scan]].tobytes().hex() for row in scans]
-        for scans in task.scans
-    ]
-
-
-def check_task(
-    task: Task, digests: Sequence[Sequence[str]], pretrained: Mapping[str, Mapping[str, Any]]
-) -> list[Check]:
-    """Ask every question about one task.
+def check_task(task: Task, marks: ScanMarks, entries: Mapping[str, Pretrained]) -> list[Check]:
+    """Ask every question that needs no features.
 
     Args:
         task: Its subjects and splits.
-        digests: Of the voxels of each subject's scans, in the task's order.
-        pretrained: ``subjects`` and ``source_digests`` of the shards each backbone learned from,
-            by model.
+        marks: Of each subject's scans, in the task's order.
+        entries: Of the table; what each has seen.
     """
-    checks = [_subjects_in_two_splits(task), _same_scan_twice(task, digests)]
-    for model, seen in pretrained.items():
-        checks += _overlap_with_pretraining(task, digests, model, seen)
+    checks = [check_subjects(task), check_exact(task, marks), check_near(task, marks)]
+    for overlap in overlaps(entries):
+        checks += overlap.checks(task, marks)
     return checks
 
 
-def require_clean(checks: Iterable[Check]) -> None:
-    """Stop at the first hard hit.
+def excused(checks: Iterable[Check], overrides: Sequence[AllowedLeak]) -> list[Check]:
+    """The checks, those failed ones overridden that an override is about."""
+    return [_excused(check, overrides) for check in checks]
+
+
+def require_clean(checks: Iterable[Check], overrides: Sequence[AllowedLeak] = ()) -> list[Check]:
+    """Stop at a hard hit; otherwise return the checks as they are to be stored.
 
     Raises:
-        LeakageError: A check did not pass; the message counts them all and tells one.
+        LeakageError: A check failed and nothing overrides it; the message counts them all and
+            tells one.
     """
-    failed = [check for check in checks if not check.passed]
+    known = excused(checks, overrides)
+    failed = [check for check in known if check.status == "failed"]
     if failed:
         first = failed[0]
-        model = f", backbone {first.model}" if first.model else ""
+        model = f", model {first.model}" if first.model else ""
         raise LeakageError(
-            f"leakage: {len(failed)} of the checks failed, so nothing is scored; task "
-            f"{first.task}{model}: {first.detail} ({first.count}); {FAILED} lists all"
+            f"leakage: {len(failed)} of {len(known)} checks failed, so nothing is scored; task "
+            f"{first.task}{model}, {first.check}: {first.count} {first.detail}; {_way_out(first)}; "
+            f"{FAILED} lists all"
         )
+    return known
+
+
+def unused(checks: Iterable[Check], overrides: Sequence[AllowedLeak]) -> list[AllowedLeak]:
+    """Overrides that excuse nothing: the leak is mended, or a name is misspelt."""
+    asked = list(checks)
+    failing = [check for check in asked if check.status in ("failed", "overridden")]
+    return [each for each in overrides if not any(each.excuses(check) for check in failing)]
 
 
 def as_stored(checks: Sequence[Check]) -> dict[str, Any]:
-    """For ``leakage.json``."""
+    """For ``leakage.json``; ``passed`` when none failed and none had to be overridden."""
     return {
-        "checks": [asdict(check) for check in checks],
-        "passed": all(check.passed for check in checks),
+        "checks": [{**asdict(check), "passed": check.passed} for check in checks],
+        "passed": all(check.status in ("passed", "unknown") for check in checks),
     }
 
 
-def _scored(task: Task) -> list[int]:
-    """Positions of the subjects that are ever scored: all of them under cross-validation."""
-    return [int(row) for row in task.rows("val", "test", "cv")]
+def _way_out(check: Check) -> str:
+    override = "name the check under allow_leaks with a reason"
+    if check.check.startswith("near-duplicate"):
+        return (
+            f"mend the data, say near_duplicates: allowed in a card of look-alikes, or {override}"
+        )
+    return f"mend the data, or {override}"
 
 
-def _subjects_in_two_splits(task: Task) -> Check:
-    splits: dict[str, set[str]] = {}
-    times: dict[str, int] = {}
-    for subject, split in zip(task.subjects, task.split, strict=True):
-        splits.setdefault(subject, set()).add(str(split))
-        times[subject] = times.get(subject, 0) + 1
-    count = sum(len(splits[subject]) > 1 or times[subject] > 1 for subject in splits)
-    return Check(
-        task=task.card.name,
-        check="subject in two splits",
-        model=None,
-        passed=count == 0,
-        count=count,
-        detail="subjects in two splits, or twice in one",
-    )
-
-
-def _same_scan_twice(task: Task, digests: Sequence[Sequence[str]]) -> Check:
-    """Across splits, or across subjects where folds are drawn from all of them."""
-    sides: dict[str, set[str]] = {}
-    for subject, split, mine in zip(task.subjects, task.split, digests, strict=True):
-        side = subject if split == "cv" else str(split)
-        for each in mine:
-            sides.setdefault(each, set()).add(side)
-    count = sum(len(found) > 1 for found in sides.values())
-    where = "subjects" if task.card.protocol.repeated_cv else "splits"
-    return Check(
-        task=task.card.name,
-        check="duplicate scan",
-        model=None,
-        passed=count == 0,
-        count=count,
-        detail=f"scans with the same voxels in two {where}",
-    )
-
-
-def _overlap_with_pretraining(
-    task: Task, digests: Sequence[Sequence[str]], model: str, seen: Mapping[str, Any]
-) -> list[Check]:
-    subjects, scans = set(seen["subjects"]), set(seen["source_digests"])
-    scored = _scored(task)
-    train = [int(row) for row in task.rows("train")]
-    same_subjects = sum(task.subjects[row] in subjects for row in scored)
-    same_scans = sum(each in scans for row in scored for each in digests[row])
-    in_train = sum(task.subjects[row] in subjects for row in train)
-    name = task.card.name
-    return [
-        Check(
-            name, "scored subject in pretraining", model, same_subjects == 0, same_subjects,
-            f"of {len(scored)} scored subjects are in the pretraining shards",
-        ),
-        Check(
-            name, "scored scan in pretraining", model, same_scans == 0, same_scans,
-            "scored scans have the voxels of a pretraining scan",
-        ),
-        Check(
-            name, "training subject in pretraining", model, True, in_train,
-            f"of {len(train)} training subjects are in the pretraining shards, without labels: "
-            "allowed",
-        ),
-    ]  # fmt: skip
+def _excused(check: Check, overrides: Sequence[AllowedLeak]) -> Check:
+    if check.status != "failed":
+        return check
+    for override in overrides:
+        if override.excuses(check):
+            return replace(check, status="overridden", reason=override.reason)
+    return check

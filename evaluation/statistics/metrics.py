@@ -1,25 +1,96 @@
-"""Metrics with exact handling of ties, and bootstrap intervals by subject.
+"""The metrics by name: what each kind of task is scored by, and which rows define a score.
 
-Every metric is written once, for rows that carry weights: a plain score has all weights 1, and a
-bootstrap draw is the same rows with the number of times each was drawn. So two thousand draws are
-a few matrix operations, with no loop over draws.
+One row stands for one subject; several scans of a subject are pooled before they come here.
 
-One row stands for one subject. Several scans of a subject are pooled before they come here.
+| kind | label | score |
+|---|---|---|
+| binary | (n,) 0 or 1 | (n,) probability of 1 |
+| multiclass, ordinal | (n,) index | (n, K) probabilities |
+| multilabel | (n, L) 0, 1 or NaN | (n, L) probabilities |
+| regression | (n,) | (n,) predicted value |
+| survival | (n, 2) time and event | (n,) risk, larger is earlier |
+| segmentation | (n,) not read | (n, K) Dice, NaN where a class is in neither mask |
+| retrieval | (n,) not read | (n, 3) average precision, hit at 1, hit at 5 |
+
+A score (n, 1) is read as (n,).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from evaluation.statistics import binary, continuous, multiclass, survival
+from evaluation.statistics.rows import StatisticsError as StatisticsError
+from evaluation.statistics.rows import as_columns, check_rows
+
 Floats = NDArray[np.float64]
-_Weighted = Callable[[Floats, Floats, Floats], Floats]  # label (n,), score (n,), weight (b, n)
+Weighted = Callable[[Floats, Floats, Floats], Floats]
+"""(label, score, weight (B, n)) -> (B,), NaN for a draw that does not define the metric."""
 
-_ENTRIES_AT_ONCE = 4_000_000  # of a (draws, subjects) weight matrix: 32 MB
+KINDS = (
+    "binary",
+    "multiclass",
+    "multilabel",
+    "regression",
+    "ordinal",
+    "survival",
+    "segmentation",
+    "retrieval",
+)
 
 
-class StatisticsError(ValueError):
-    """A statistic that these rows do not define."""
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one or several kinds of task.
+
+    Attributes:
+        name: In recipes and stores.
+        title: In a report.
+        forms: What computes it for each kind.
+        lower_is_better: An error.
+        stratified: Drawn within classes; not so for a mean over all subjects.
+        chance: Of a score that knows nothing, whatever the cohort; None where it depends on it.
+    """
+
+    name: str
+    title: str
+    forms: Mapping[str, Weighted]
+    lower_is_better: bool = False
+    stratified: bool = True
+    chance: float | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of task it scores."""
+        return tuple(self.forms)
+
+    def __call__(self, label: Floats, score: Floats, weight: Floats) -> Floats:
+        """The metric of each weighting of the rows, (B, n) -> (B,); the rows are not checked."""
+        label, score = as_columns(label, score)
+        return self.forms[self.kind_of(label, score)](label, score, weight)
+
+    def kind_of(self, label: Floats, score: Floats) -> str:
+        """The kind of task these rows are of, told by their shapes.
+
+        Raises:
+            StatisticsError: The metric scores no task of such rows.
+        """
+        fitting: tuple[str, ...]
+        if label.ndim == 2:
+            fitting = ("survival",) if score.ndim == 1 else ("multilabel",)
+        elif score.ndim == 2:
+            fitting = ("multiclass", "ordinal", "segmentation", "retrieval")
+        else:
+            fitting = ("binary", "regression", "segmentation")
+        for kind in fitting:
+            if kind in self.forms:
+                return kind
+        raise StatisticsError(
+            f"{self.name} is a metric of {' and '.join(self.kinds)}, got labels {label.shape} and "
+            f"scores {score.shape}"
+        )
 
 
 def auroc(label: ArrayLike, score: ArrayLike) -> float:
@@ -31,182 +102,163 @@ def auroc(label: ArrayLike, score: ArrayLike) -> float:
     return measure(label, score, "auroc")
 
 
-def average_precision(label: ArrayLike, score: ArrayLike) -> float:
-    """Step-wise area under precision and recall, tied scores taken as one threshold."""
-    return measure(label, score, "average_precision")
-
-
-def balanced_accuracy(label: ArrayLike, score: ArrayLike, *, threshold: float = 0.5) -> float:
-    """Mean of sensitivity and specificity; ``score >= threshold`` reads as positive."""
-    truth, value = _checked(label, score, "balanced_accuracy")
-    weight = np.ones((1, len(truth)))
-    return float(_balanced_accuracy(truth, value - threshold + 0.5, weight)[0])
-
-
-def brier(label: ArrayLike, score: ArrayLike) -> float:
-    """Mean squared distance of the probability of the positive class from the label."""
-    return measure(label, score, "brier")
-
-
 def r2(label: ArrayLike, score: ArrayLike) -> float:
-    """Share of the label's variance that is explained; negative when worse than the mean.
-
-    Raises:
-        StatisticsError: All labels are equal, or a value is not finite.
-    """
+    """Share of the label's variance that is explained; negative when worse than the mean."""
     return measure(label, score, "r2")
 
 
-def mean_absolute_error(label: ArrayLike, score: ArrayLike) -> float:
-    """Mean absolute error in the label's own unit."""
-    return measure(label, score, "mean_absolute_error")
+def decided(score: Floats, threshold: float) -> Floats:
+    """1 where the score is at least the threshold, else 0: for metrics that cut at one half."""
+    return (score >= threshold).astype(np.float64)
 
 
 def measure(label: ArrayLike, score: ArrayLike, metric: str) -> float:
-    """The metric named ``metric`` (see ``METRICS``) over one row per subject."""
-    truth, value = _checked(label, score, metric)
-    return float(METRICS[metric](truth, value, np.ones((1, len(truth))))[0])
+    """The metric named ``metric`` (see ``METRICS``) over one row per subject.
 
-
-def bootstrap_interval(
-    label: ArrayLike,
-    score: ArrayLike,
-    metric: str | Callable[..., float],
-    *,
-    num_bootstraps: int = 2000,
-    seed: int = 0,
-    coverage: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval over subjects, drawn within each class for a binary label.
-
-    Args:
-        label: One per subject, (n,).
-        score: One per subject, (n,).
-        metric: One of ``METRICS``, by name or as the function of this module.
-        num_bootstraps: Draws of n subjects with replacement.
-        seed: Of the draws; the same seed and n draw the same subjects for every model.
-        coverage: Nominal, two-sided.
+    Raises:
+        StatisticsError: The rows do not define it.
     """
-    draws = bootstrap_draws(label, score, metric, num_bootstraps=num_bootstraps, seed=seed)
-    tail = 50.0 * (1.0 - coverage)
-    # A draw of one value only has no R2; it is left out here, and never counted as a score.
-    low, high = np.nanpercentile(draws, [tail, 100.0 - tail])
-    return float(low), float(high)
+    truth, value = checked(label, score, metric)
+    found = float(METRICS[metric](truth, value, np.ones((1, len(truth))))[0])
+    if not np.isfinite(found):
+        raise StatisticsError(f"{metric} is not defined by these {len(truth)} subjects")
+    return found
 
 
-def bootstrap_draws(
-    label: ArrayLike,
-    score: ArrayLike,
-    metric: str | Callable[..., float],
-    *,
-    num_bootstraps: int = 2000,
-    seed: int = 0,
-) -> Floats:
-    """The metric of each bootstrap draw, (num_bootstraps,); paired across models by the seed."""
-    name = metric if isinstance(metric, str) else metric.__name__
-    truth, value = _checked(label, score, name)
-    strata = [np.flatnonzero(truth == level) for level in (0, 1)]
-    if name not in BINARY:
-        strata = [np.arange(len(truth))]
-    rng = np.random.default_rng(seed)
-    step = max(1, _ENTRIES_AT_ONCE // len(truth))
-    parts = []
-    for start in range(0, num_bootstraps, step):
-        weight = draw_counts(rng, strata, min(step, num_bootstraps - start), len(truth))
-        parts.append(METRICS[name](truth, value, weight))
-    return np.concatenate(parts)
+def checked(label: ArrayLike, score: ArrayLike, metric: str) -> tuple[Floats, Floats]:
+    """Label and score as arrays that define the metric.
 
-
-def draw_counts(
-    rng: np.random.Generator, strata: list[NDArray[np.int64]], draws: int, n: int
-) -> Floats:
-    """How often each of ``n`` rows is drawn, (draws, n); each stratum keeps its size."""
-    counts = np.zeros((draws, n))
-    row = np.arange(draws)[:, None]
-    for members in strata:
-        size = len(members)
-        drawn = rng.integers(0, size, size=(draws, size)) + row * size
-        counts[:, members] = np.bincount(drawn.ravel(), minlength=draws * size).reshape(draws, size)
-    return counts
-
-
-def _checked(label: ArrayLike, score: ArrayLike, metric: str) -> tuple[Floats, Floats]:
+    Raises:
+        StatisticsError: They do not; it says why.
+    """
     if metric not in METRICS:
         raise StatisticsError(f"no metric {metric!r}; known: {', '.join(sorted(METRICS))}")
-    truth, value = np.asarray(label, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    if truth.ndim != 1 or truth.shape != value.shape:
-        raise StatisticsError(
-            f"{metric} takes one label and one score a subject, got shapes {truth.shape} and "
-            f"{value.shape}"
-        )
-    if not (np.isfinite(truth).all() and np.isfinite(value).all()):
-        raise StatisticsError(f"{metric}: a label or a score is not a finite number")
-    levels = np.unique(truth)
-    if metric in BINARY:
-        if not np.isin(levels, (0, 1)).all():
-            raise StatisticsError(f"{metric} takes labels 0 and 1, got {levels[:4].tolist()}")
-        if len(levels) < 2:
-            held = f"all {len(truth)} are {int(levels[0])}" if len(truth) else "there is none"
-            raise StatisticsError(f"{metric} needs subjects of both classes, {held}")
-    elif metric == "r2" and len(levels) < 2:
-        raise StatisticsError(f"r2 needs labels that differ, all {len(truth)} are equal")
-    elif not len(truth):
-        raise StatisticsError(f"{metric} needs at least one subject")
+    truth, value = as_columns(
+        np.asarray(label, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    )
+    check_rows(truth, value, kind=METRICS[metric].kind_of(truth, value), metric=metric)
     return truth, value
 
 
-def _by_rank(label: Floats, score: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """Weight of positives and of negatives at each distinct score, ascending, (b, levels)."""
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
-    weight, label = weight[:, order], label[order]
-    positive = np.add.reduceat(weight * label, starts, axis=1)
-    return positive, np.add.reduceat(weight * (1 - label), starts, axis=1)
+def _mean_of_column(column: int) -> Weighted:
+    def mean(label: Floats, score: Floats, weight: Floats) -> Floats:
+        return multiclass.dice(label, score[:, [column]], weight)
+
+    return mean
 
 
-def _auroc(label: Floats, score: Floats, weight: Floats) -> Floats:
-    positive, negative = _by_rank(label, score, weight)
-    below = np.cumsum(negative, axis=1) - 0.5 * negative
-    return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
-
-
-def _average_precision(label: Floats, score: Floats, weight: Floats) -> Floats:
-    positive, negative = (part[:, ::-1] for part in _by_rank(label, score, weight))
-    true_positives = np.cumsum(positive, axis=1)
-    called = true_positives + np.cumsum(negative, axis=1)
-    precision = true_positives / np.maximum(called, 1)
-    return (precision * positive).sum(1) / positive.sum(1)
-
-
-def _balanced_accuracy(label: Floats, score: Floats, weight: Floats) -> Floats:
-    right = (score >= 0.5) == (label == 1)
-    recalls = [(weight * level) @ right / (weight @ level) for level in (label, 1 - label)]
-    return (recalls[0] + recalls[1]) / 2
-
-
-def _brier(label: Floats, score: Floats, weight: Floats) -> Floats:
-    return weight @ (score - label) ** 2 / weight.sum(1)
-
-
-def _mean_absolute_error(label: Floats, score: Floats, weight: Floats) -> Floats:
-    return weight @ np.abs(score - label) / weight.sum(1)
-
-
-def _r2(label: Floats, score: Floats, weight: Floats) -> Floats:
-    total = weight.sum(1)
-    mean = weight @ label / total
-    # Deviations from each draw's own mean, never E[x^2] - E[x]^2: volumes are in the thousands.
-    spread = (weight * (label - mean[:, None]) ** 2).sum(1)
-    spread[spread == 0] = np.nan
-    return 1.0 - weight @ (score - label) ** 2 / spread
-
-
-METRICS: dict[str, _Weighted] = {
-    "auroc": _auroc,
-    "average_precision": _average_precision,
-    "balanced_accuracy": _balanced_accuracy,
-    "brier": _brier,
-    "mean_absolute_error": _mean_absolute_error,
-    "r2": _r2,
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("auroc", "AUROC", {"binary": binary.auroc}, chance=0.5),
+        Metric("average_precision", "AUPRC", {"binary": binary.average_precision}),
+        Metric(
+            "balanced_accuracy",
+            "balanced accuracy",
+            {"binary": binary.balanced_accuracy, "multiclass": multiclass.balanced_accuracy},
+        ),
+        Metric(
+            "sensitivity_at_90_specificity",
+            "sensitivity at 90% specificity",
+            {"binary": binary.sensitivity},
+        ),
+        Metric("accuracy", "accuracy", {"multiclass": multiclass.accuracy}, stratified=False),
+        Metric(
+            "macro_auroc",
+            "macro AUROC",
+            {
+                "multiclass": multiclass.macro_auroc,
+                "multilabel": multiclass.macro_auroc_of_labels,
+            },
+            chance=0.5,
+        ),
+        Metric(
+            "macro_average_precision",
+            "macro AUPRC",
+            {"multilabel": multiclass.macro_average_precision},
+        ),
+        Metric(
+            "brier",
+            "Brier score",
+            {
+                "binary": binary.brier,
+                "multiclass": multiclass.brier,
+                "multilabel": multiclass.brier_of_labels,
+            },
+            lower_is_better=True,
+            stratified=False,
+        ),
+        Metric(
+            "nll",
+            "negative log-likelihood",
+            {"binary": binary.nll, "multiclass": multiclass.nll},
+            lower_is_better=True,
+            stratified=False,
+        ),
+        Metric("r2", "R²", {"regression": continuous.r2}),
+        Metric(
+            "mean_absolute_error",
+            "mean absolute error",
+            {"regression": continuous.mean_absolute_error, "ordinal": continuous.level_error},
+            lower_is_better=True,
+            stratified=False,
+        ),
+        Metric(
+            "quadratic_kappa",
+            "quadratic kappa",
+            {"ordinal": continuous.quadratic_kappa},
+            chance=0.0,
+        ),
+        Metric(
+            "concordance",
+            "C-index",
+            {
+                "regression": continuous.concordance,
+                "ordinal": continuous.level_concordance,
+                "survival": survival.concordance,
+            },
+            chance=0.5,
+        ),
+        Metric(
+            "time_dependent_auroc",
+            "time-dependent AUROC",
+            {"survival": survival.time_dependent_auroc},
+            chance=0.5,
+        ),
+        Metric("dice", "Dice", {"segmentation": multiclass.dice}),
+        Metric("mean_average_precision", "mAP", {"retrieval": _mean_of_column(0)}),
+        Metric("hit_at_1", "hit at 1", {"retrieval": _mean_of_column(1)}),
+        Metric("hit_at_5", "hit at 5", {"retrieval": _mean_of_column(2)}),
+    )
 }
-BINARY = frozenset({"auroc", "average_precision", "balanced_accuracy", "brier"})
+
+METRICS_OF: dict[str, tuple[str, ...]] = {
+    "binary": (
+        "auroc",
+        "average_precision",
+        "balanced_accuracy",
+        "sensitivity_at_90_specificity",
+        "brier",
+        "nll",
+    ),
+    "multiclass": ("macro_auroc", "accuracy", "balanced_accuracy", "brier", "nll"),
+    "multilabel": ("macro_auroc", "macro_average_precision", "brier"),
+    "regression": ("r2", "mean_absolute_error"),
+    "ordinal": ("quadratic_kappa", "mean_absolute_error", "concordance"),
+    "survival": ("concordance", "time_dependent_auroc"),
+    "segmentation": ("dice",),
+    "retrieval": ("mean_average_precision", "hit_at_1", "hit_at_5"),
+}
+"""What a task of each kind is shown with, its primary metric first."""
+
+PRIMARY: dict[str, str] = {kind: metrics[0] for kind, metrics in METRICS_OF.items()}
+
+CHANCE_METRIC: dict[str, str] = {
+    "binary": "auroc",
+    "multiclass": "macro_auroc",
+    "multilabel": "macro_auroc",
+    "regression": "concordance",
+    "ordinal": "concordance",
+    "survival": "concordance",
+}
+"""What shuffled labels are judged by: it is one half by chance, whatever the cohort."""

@@ -260,12 +260,16 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise StoreError(f"{path}: cannot be read ({error}); remove it and run again") from None
 
 
-def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file whole or not at all: beside its name, synced, then moved into place."""
-    replace_all({path: write})
+def replace(path: Path, write: Callable[[IO[bytes]], Any], *, synced: bool = True) -> None:
+    """Write a file whole or not at all: beside its name, synced, then moved into place.
+
+    Without ``synced`` a power cut may leave a torn file: for what is checked when it is read, and
+    can be made again.
+    """
+    replace_all({path: write}, synced=synced)
 
 
-def replace_all(writers: Mapping[Path, Callable[[IO[bytes]], Any]]) -> None:
+def replace_all(writers: Mapping[Path, Callable[[IO[bytes]], Any]], *, synced: bool = True) -> None:
     """:func:`replace` several files: none is moved before all of them are written."""
     beside: dict[Path, str] = {}
     try:
@@ -277,7 +281,8 @@ def replace_all(writers: Mapping[Path, Callable[[IO[bytes]], Any]]) -> None:
             with os.fdopen(handle, "wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    os.fsync(file.fileno())
             os.chmod(beside[path], 0o644)
         for path in writers:
             os.replace(beside[path], path)

@@ -1,119 +1,23 @@
-"""A task card and the subjects it makes of a cohort: who, which label, which part of the split.
+"""The subjects a task card makes of a cohort: who, which label, which part of the split.
 
-The unit of independence is the subject: several scans of a subject become one row, and the label
-must be the same on all of them.
+The unit of independence is the subject: several scans or sequences of a subject become one row,
+and the label must be the same on all of them.
 """
 
 import difflib
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, model_validator
 
-from recipes.load import Section, digest, load
+from evaluation.tasks.card import TaskCard
+from evaluation.tasks.checks import check_enough
+from evaluation.tasks.labels import Labels, TaskError, is_labelled, read_labels
+from recipes.load import digest, load
 from shards.pseudonym import pseudonym
-from shards.sources.cohort import Cohort, CohortRow, load_cohort
-
-SPLITS = ("train", "val", "test")
-METRIC_OF_KIND = {"binary": "auroc", "regression": "r2"}
-
-
-class TaskError(ValueError):
-    """A task that cannot be scored; the message says which and why."""
-
-
-class Label(Section):
-    """Which column is predicted. With ``at_most_quantile`` the task is whether the column's value
-    is at most that quantile of the training split."""
-
-    column: str
-    at_most_quantile: float | None = Field(default=None, gt=0, lt=1)
-
-
-class RepeatedCv(Section):
-    """Cross-validation by subject, stratified by class, repeated with new folds."""
-
-    folds: int = Field(default=5, ge=2)
-    repeats: PositiveInt = 20
-    seed: int = 0
-
-
-class Protocol(Section):
-    """Either the split the data set came with or our cohort's own, or repeated cross-validation."""
-
-    split: Literal["official", "cohort"] | None = None
-    repeated_cv: RepeatedCv | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "Protocol":
-        if (self.split is None) == (self.repeated_cv is None):
-            raise ValueError("give either split or repeated_cv")
-        return self
-
-
-class VoxelFloor(Section):
-    """Raw voxels: each scan is brought to ``spacing_mm``, padded or cut about its centre to
-    ``grid`` voxels, mean-pooled by ``pool`` and reduced to ``pca`` components."""
-
-    spacing_mm: tuple[float, float, float] | None = None
-    grid: tuple[PositiveInt, PositiveInt, PositiveInt]
-    pool: PositiveInt = 1
-    pca: PositiveInt = 128
-
-    @model_validator(mode="after")
-    def _divides(self) -> "VoxelFloor":
-        if any(edge % self.pool for edge in self.grid):
-            raise ValueError(f"pool {self.pool} does not divide the grid {self.grid}")
-        return self
-
-
-class Floors(Section):
-    """What a backbone must beat. The constant, the intensity histogram and random
-    initialisations of each backbone always stand in the table.
-
-    ``volume`` is one feature, ``mask_intensity`` the mean and maximum inside the cohort's mask;
-    beside clinical columns, all of them together are one more floor."""
-
-    volume: Literal["foreground", "mask"] | None = None
-    clinical: tuple[str, ...] = ()
-    mask_intensity: bool = False
-    voxels: VoxelFloor | None = None
-
-
-class TaskCard(Section):
-    """Of ``recipes/tasks/NAME.yaml``."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
-    title: str
-    disease: str
-    cohort: str
-    where: dict[str, list[str | int | float]] = Field(default_factory=dict)
-    kind: Literal["binary", "regression"]
-    label: Label
-    spacing_mm: tuple[float, float, float] | None = None
-    protocol: Protocol
-    floors: Floors = Floors()
-    groups: tuple[str, ...] = ()
-    known_floors: str = ""
-    known_leaks: str = ""
-
-    @model_validator(mode="after")
-    def _quantile_is_binary(self) -> "TaskCard":
-        if self.label.at_most_quantile is None:
-            return self
-        if self.kind != "binary" or self.protocol.split is None:
-            raise ValueError("label.at_most_quantile makes a binary task of a task with a split")
-        return self
-
-    @property
-    def metric(self) -> str:
-        """The primary metric, by which every choice is made."""
-        return METRIC_OF_KIND[self.kind]
+from shards.sources.cohort import SPLITS, Cohort, CohortRow, load_cohort
 
 
 @dataclass(frozen=True)
@@ -122,9 +26,15 @@ class Task:
 
     Attributes:
         subjects: Pseudonyms, (n,).
-        label: float64, (n,).
+        label: float64, (n,): 0/1 of a binary task, the class or level of a multi-class, ordinal or
+            retrieval task, the value of a regression, 0 of a segmentation, whose labels are the
+            masks of ``scans``. Of a multi-label task (n, L) with NaN where a label is missing, of a
+            survival task (n, 2): days above 0, and 1 for an event.
+        outputs: Names of the columns of a score.
+        classes: Names of the classes, levels or labels; empty for kinds without classes.
         split: ``train``, ``val`` or ``test``; ``cv`` throughout under cross-validation, (n,).
-        scans: The cohort's rows of each subject; their features are averaged.
+        scans: The cohort's rows of each subject, one per sequence; their features are averaged. Of
+            a segmentation ``mask`` is the one the card names.
         candidates: All rows the card selects, labelled or not, ordered by subject: what features
             are extracted from, so tasks over the same scans share them.
         threshold: Where the label is a quantile, its value in the training split.
@@ -134,6 +44,8 @@ class Task:
     cohort: Cohort
     subjects: tuple[str, ...]
     label: NDArray[np.float64]
+    outputs: tuple[str, ...]
+    classes: tuple[str, ...]
     split: NDArray[np.str_]
     scans: tuple[tuple[CohortRow, ...], ...]
     candidates: tuple[CohortRow, ...]
@@ -150,8 +62,9 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """Of the card and the table behind it."""
-        return digest({"card": digest(self.card), "cohort": self.cohort.digest})
+        """Of the card and the table behind it; the order of the classes is not in the card's."""
+        order = [list(self.outputs), list(self.classes)]
+        return digest({"card": digest(self.card), "cohort": self.cohort.digest, "order": order})
 
 
 def load_task(path: str | Path, *, data_root: Path, key: bytes) -> Task:
@@ -163,58 +76,97 @@ def load_task(path: str | Path, *, data_root: Path, key: bytes) -> Task:
         key: Makes pseudonyms, the same as in the shards.
 
     Raises:
-        TaskError: A column that is not there, no subjects, labels that disagree within a subject
-            or are not what the kind asks for, or a split with one class.
+        TaskError: A column or mask that is not there, other data than the card's, no subjects,
+            labels that disagree within a subject or are not what the kind asks for, or too few of
+            them to learn from.
     """
     card = load(path, TaskCard)
     cohort = load_cohort(card.cohort, data_root=data_root)
+    _check_digest(card, cohort)
+    rows = _by_sequence(card, _with_mask(card, cohort))
+    for name in _columns_read(card):
+        _require_column(rows[0], name, card)
     rows = sorted(
-        (row for row in cohort.rows if _selected(row, card)),
-        key=lambda row: (row.subject, row.scan),
+        (row for row in rows if _is_selected(row, card)), key=lambda row: (row.subject, row.scan)
     )
-    labelled = [row for row in rows if _value(row, card.label.column, card) is not None]
+    labelled = [row for row in rows if is_labelled(row, card)]
     if not labelled:
         raise TaskError(
             f"task {card.name}: no scan of cohort {cohort.config.name} has a label and fits "
-            f"{card.where or 'the card'}; check where and label.column"
+            f"{card.where or 'the card'}; check where and label"
         )
-    for name in [*card.floors.clinical, *card.groups]:
-        _value(rows[0], name, card)
     task = _by_subject(card, cohort, labelled, key=key, candidates=rows)
-    _check_labels(task)
+    check_enough(task)
     return task
 
 
-def describe_split(task: Task) -> str:
-    """How the task's scores come about, in one sentence for the report."""
-    cv = task.card.protocol.repeated_cv
-    if cv is not None:
-        return f"{cv.repeats} x {cv.folds}-fold cross-validation by subject, stratified, nested"
-    whose = "official split" if task.card.protocol.split == "official" else "split of the cohort"
-    return f"{whose}, by subject; settings chosen on validation"
+def _check_digest(card: TaskCard, cohort: Cohort) -> None:
+    if card.data_digest is not None and not cohort.digest.startswith(card.data_digest):
+        raise TaskError(
+            f"task {card.name}: cohort {cohort.config.name} has the digest {cohort.digest[:12]}, "
+            f"the card asks for {card.data_digest[:12]}: its table or its recipe is another; mend "
+            "the data, or set data_digest once the new one is meant"
+        )
 
 
-def describe_label(task: Task) -> str:
-    """What is predicted, in words."""
-    label = task.card.label
-    if label.at_most_quantile is None:
-        return f"column {label.column}"
-    return (
-        f"{label.column} at most {task.threshold:g}, the {label.at_most_quantile:g} quantile of "
-        "the training split"
-    )
+def _with_mask(card: TaskCard, cohort: Cohort) -> list[CohortRow]:
+    """The cohort's rows; for a segmentation their mask is the one that is predicted."""
+    rows, name = list(cohort.rows), card.label.mask
+    if card.kind != "segmentation":
+        return rows
+    known = list(dict.fromkeys(mask for row in rows for mask in row.masks))
+    if name is None and all(row.mask is None for row in rows):
+        raise TaskError(
+            f"task {card.name}: cohort {cohort.config.name} has no mask; give it one, or name one "
+            f"of its masks as label.mask: {', '.join(known) or 'it has none'}"
+        )
+    if name is None:
+        return rows
+    if name not in known:
+        raise TaskError(
+            f"task {card.name}: cohort {cohort.config.name} has no mask {name!r}; "
+            f"{_hint(name, known)}"
+        )
+    return [replace(row, mask=row.masks.get(name)) for row in rows]
 
 
-def _selected(row: CohortRow, card: TaskCard) -> bool:
-    return all(_value(row, column, card) in allowed for column, allowed in card.where.items())
+def _by_sequence(card: TaskCard, rows: Sequence[CohortRow]) -> list[CohortRow]:
+    """A visit of several sequences as a row of each, or of each that the card names."""
+    known = list(dict.fromkeys(name for row in rows for name in row.sequences))
+    for name in card.sequences:
+        if name not in known:
+            raise TaskError(
+                f"task {card.name}: its cohort has no sequence {name!r}; {_hint(name, known)}"
+            )
+    return [
+        replace(row, scan=scan, modality=row.modalities[name], sequences={}, modalities={})
+        if row.sequences
+        else row
+        for row in rows
+        for name, scan in (row.sequences or {"": row.scan}).items()
+        if not card.sequences or name in card.sequences
+    ]
 
 
-def _value(row: CohortRow, column: str, card: TaskCard) -> str | int | float | None:
+def _columns_read(card: TaskCard) -> Sequence[str]:
+    return (*card.where, *card.label.read_columns, *card.floors.clinical, *card.groups)
+
+
+def _require_column(row: CohortRow, column: str, card: TaskCard) -> None:
     if column not in row.values:
-        close = difflib.get_close_matches(column, list(row.values), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(row.values)}"
-        raise TaskError(f"task {card.name}: its cohort has no column {column!r}; {hint}")
-    return row.values[column]
+        raise TaskError(
+            f"task {card.name}: its cohort has no column {column!r}; "
+            f"{_hint(column, list(row.values))}"
+        )
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'none'}"
+
+
+def _is_selected(row: CohortRow, card: TaskCard) -> bool:
+    return all(row.values[column] in allowed for column, allowed in card.where.items())
 
 
 def _by_subject(
@@ -228,27 +180,19 @@ def _by_subject(
     members: dict[str, list[CohortRow]] = {}
     for row in rows:
         members.setdefault(row.subject, []).append(row)
-    is_cv = card.protocol.repeated_cv is not None
-    split_of = {subject: "cv" if is_cv else rows[0].split for subject, rows in members.items()}
-    if None in split_of.values():
-        raise TaskError(
-            f"task {card.name}: protocol.split needs a split, cohort {cohort.config.name} has "
-            "none; give it one or use protocol.repeated_cv"
-        )
-    order = sorted(members, key=lambda name: ((*SPLITS, "cv").index(str(split_of[name])), name))
-    values = np.array([_label_of(members[name], card) for name in order])
-    split = np.array([split_of[name] for name in order], dtype=np.str_)
-    threshold = None
-    if card.label.at_most_quantile is not None:
-        if "train" not in split:
-            raise TaskError(f"task {card.name}: the train split has no subject")
-        threshold = float(np.quantile(values[split == "train"], card.label.at_most_quantile))
-        values = (values <= threshold).astype(np.float64)
+    part_of = {name: _part_of(scans[0], card, cohort) for name, scans in members.items()}
+    order = sorted(members, key=lambda name: ((*SPLITS, "cv").index(part_of[name]), name))
+    split = np.array([part_of[name] for name in order], dtype=np.str_)
+    labels, threshold = _thresholded(
+        read_labels([members[name] for name in order], card), split, card
+    )
     return Task(
         card=card,
         cohort=cohort,
         subjects=tuple(pseudonym(key, cohort.config.name, name) for name in order),
-        label=values,
+        label=labels.values,
+        outputs=labels.outputs,
+        classes=labels.classes,
         split=split,
         scans=tuple(tuple(members[name]) for name in order),
         candidates=tuple(candidates),
@@ -256,48 +200,25 @@ def _by_subject(
     )
 
 
-def _label_of(rows: list[CohortRow], card: TaskCard) -> float:
-    values = {row.values[card.label.column] for row in rows}
-    if len(values) > 1:
+def _part_of(row: CohortRow, card: TaskCard, cohort: Cohort) -> str:
+    if card.protocol.repeated_cv is not None:
+        return "cv"
+    if row.split is None:
         raise TaskError(
-            f"task {card.name}: a subject has {len(values)} different values of "
-            f"{card.label.column!r}; a label is one per subject"
+            f"task {card.name}: protocol.split needs a split, cohort {cohort.config.name} has "
+            "none; give it one or use protocol.repeated_cv"
         )
-    value = values.pop()
-    if isinstance(value, str) or value is None:
-        raise TaskError(f"task {card.name}: {card.label.column!r} holds {value!r}, not a number")
-    return float(value)
+    return row.split
 
 
-def _check_labels(task: Task) -> None:
-    card, cv = task.card, task.card.protocol.repeated_cv
-    wrong = [value for value in np.unique(task.label) if value not in (0.0, 1.0)]
-    if card.kind == "binary" and wrong:
-        raise TaskError(
-            f"task {card.name}: a binary label is 0 or 1, {card.label.column!r} holds {wrong[0]:g}"
-        )
-    for part in ("cv",) if cv else SPLITS:
-        label = task.label[task.split == part]
-        counts = Counter(label.tolist())
-        if not len(label):
-            raise TaskError(f"task {card.name}: the {part} split has no subject")
-        if len(counts) == 1:
-            what = "class" if card.kind == "binary" else "value"
-            raise TaskError(
-                f"task {card.name}: the {part} split has one {what} (all {len(label)} are "
-                f"{label[0]:g}), so nothing can be scored; change the split or the label"
-            )
-        if cv and card.kind == "binary" and min(counts.values()) < cv.folds:
-            raise TaskError(
-                f"task {card.name}: {min(counts.values())} subjects of the rarer class do not fill "
-                f"{cv.folds} folds; lower protocol.repeated_cv.folds"
-            )
-
-
-def count_groups(task: Task) -> Mapping[str, Mapping[str, int]]:
-    """Number of subjects at each value of the card's group columns."""
-    firsts = [rows[0].values for rows in task.scans]
-    return {
-        column: dict(sorted(Counter(str(values[column]) for values in firsts).items()))
-        for column in task.card.groups
-    }
+def _thresholded(
+    labels: Labels, split: NDArray[np.str_], card: TaskCard
+) -> tuple[Labels, float | None]:
+    """Numbers cut at a quantile of the training split, where the card asks for it."""
+    if card.label.at_most_quantile is None:
+        return labels, None
+    if "train" not in split:
+        raise TaskError(f"task {card.name}: the train split has no subject")
+    numbers = labels.values
+    threshold = float(np.quantile(numbers[split == "train"], card.label.at_most_quantile))
+    return labels._replace(values=(numbers <= threshold).astype(np.float64)), threshold

@@ -23,7 +23,7 @@ from shards.files import write_json
 INITIAL = "init.json"
 _FILE = ".safetensors"
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".npz")
-_SEEN = ("subjects", "source_digests")
+_SEEN = ("subjects", "source_digests", "perceptual_hashes")
 
 
 class InitialError(ValueError):
@@ -164,13 +164,17 @@ def with_beginning(provenance: Mapping[str, Any], begun: Mapping[str, Any]) -> d
     """Add to a provenance what its weights began from.
 
     What an earlier backbone had seen, this one has seen: its subjects and scans join the others.
+    A list that the earlier one does not have is unknown, and left out.
 
     Args:
         provenance: JSON-like.
         begun: The content of ``init.json``.
     """
-    seen = {name: sorted({*provenance[name], *begun["past"].get(name, ())}) for name in _SEEN}
-    return {**provenance, **seen, "initialised_from": _without_lists(begun)}
+    past = begun["past"]
+    unknown = {name for name in _SEEN if past and name not in past}
+    kept = {name: value for name, value in provenance.items() if name not in unknown}
+    seen = {name: sorted({*kept[name], *past.get(name, ())}) for name in _SEEN if name in kept}
+    return {**kept, **seen, "initialised_from": _without_lists(begun)}
 
 
 def _without_lists(begun: Mapping[str, Any]) -> dict[str, Any]:

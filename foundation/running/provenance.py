@@ -2,12 +2,13 @@
 
 import datetime
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from foundation.beginning.initial import with_beginning
 from shards.streaming.corpus import Corpus
+from shards.streaming.reader import ShardReader
 
 SCHEMA_VERSION = 1
 
@@ -28,8 +29,7 @@ def provenance_of(
 ) -> dict[str, Any]:
     """Everything a reader needs to trust a backbone, JSON-like.
 
-    ``subjects`` and ``source_digests`` are what evaluation proves its tests disjoint from: of every
-    sample in the shards, seen or not. ``begun`` is the content of ``init.json``.
+    It lists what is :func:`seen_in` the shards; ``begun`` is the content of ``init.json``.
     """
     provenance = {
         "schema_version": SCHEMA_VERSION,
@@ -45,17 +45,24 @@ def provenance_of(
         "recipe_digest": recipe_digest,
         "versions": {package: _version(package) for package in ("scanfm", "torch", "deepspeed")},
         "shards": shards_of(corpus),
-        "subjects": _subjects(corpus),
-        "source_digests": sorted(
-            {
-                one["source_digest"]
-                for reader in corpus.readers
-                for scan in reader.samples.scans()
-                for one in scan["sequences"]
-            }
-        ),
+        **seen_in(corpus.readers),
     }
     return with_beginning(provenance, begun) if begun else provenance
+
+
+def seen_in(readers: Sequence[ShardReader]) -> dict[str, list[str]]:
+    """What evaluation proves its tests disjoint from: of every sample in the shards, drawn or not.
+
+    Returns:
+        ``subjects`` (pseudonyms), ``source_digests`` of voxels and ``perceptual_hashes``, each
+        sorted; a scan without contrast has no hash.
+    """
+    scans = [one for each in readers for scan in each.samples.scans() for one in scan["sequences"]]
+    return {
+        "subjects": sorted({subject for each in readers for subject in each.dataset["subjects"]}),
+        "source_digests": sorted({one["source_digest"] for one in scans}),
+        "perceptual_hashes": sorted({one["perceptual_hash"] for one in scans} - {""}),
+    }
 
 
 def shards_of(corpus: Corpus) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def shards_of(corpus: Corpus) -> dict[str, Any]:
         "name": " + ".join(dataset["name"] for dataset in datasets),
         "digest": corpus.digest,
         "num_samples": sum(dataset["num_samples"] for dataset in datasets),
-        "num_subjects": len(_subjects(corpus)),
+        "num_subjects": len({subject for each in datasets for subject in each["subjects"]}),
         "sources": [source for dataset in datasets for source in dataset["sources"]],
         "modalities": dict(modalities),
         "folders": [
@@ -76,10 +83,6 @@ def shards_of(corpus: Corpus) -> dict[str, Any]:
             for dataset in datasets
         ],
     }
-
-
-def _subjects(corpus: Corpus) -> list[str]:
-    return sorted({each for reader in corpus.readers for each in reader.dataset["subjects"]})
 
 
 def _version(package: str) -> str:

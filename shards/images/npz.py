@@ -25,6 +25,11 @@ def read_npz(file: str, member: str, *, modality: str | None) -> Scan:
         raise ScanError(f"not a readable member of an npz ({type(error).__name__})") from None
     if voxels.ndim != 3:
         raise ScanError(f"an image of {voxels.ndim} dimensions, expected three")
+    if voxels.min() == voxels.max():
+        raise ScanError(
+            "a blank volume: MedMNIST before v2.2.4 holds some (NoduleMNIST3D before v2.1.0: 150 of"
+            " its test split); fetch the newest archive"
+        )
     kind = modality or "OT"
     voxels = np.ascontiguousarray(physical_units(voxels, modality=kind))
     return Scan(voxels=voxels, spacing_mm=(1.0, 1.0, 1.0), modality=kind)

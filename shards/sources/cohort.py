@@ -1,7 +1,8 @@
 """One table of scans: who, which files, which part of the split, and every other column.
 
-A cohort is a YAML file beside a CSV or Parquet table (or a MedMNIST ``.npz``). Shard building and
-task cards read it through :func:`load_cohort`, so both see the same subjects in the same split.
+A cohort is a YAML file beside a CSV or Parquet table (or a MedMNIST ``.npz``, or the
+``dataset.json`` of the Medical Segmentation Decathlon). Shard building and task cards read it
+through :func:`load_cohort`, so both see the same subjects in the same split.
 """
 
 import difflib
@@ -12,7 +13,6 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from recipes.load import Section, digest, load
@@ -58,12 +58,14 @@ class CohortConfig(Section):
     (``{case:03d}`` works); scans and masks are relative to the table's folder. A row is one
     ``scan``, or several ``sequences`` of one subject and visit on one grid; a sequence or mask with
     an empty cell is absent. ``masks`` go into shards, ``mask`` is what evaluation measures.
-    ``visit`` is a number of days or a date (2024-01-31).
+    ``visit`` is a number of days or a date (2024-01-31). Instead of a ``table``: ``npz``, a file
+    of MedMNIST, or ``msd``, a ``dataset.json`` of the Medical Segmentation Decathlon.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
     table: str | None = None
     npz: str | None = None
+    msd: str | None = None
     subject: str | None = None
     scan: str | None = None
     sequences: dict[Name, str] = Field(default_factory=dict)
@@ -77,8 +79,8 @@ class CohortConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "CohortConfig":
-        if (self.table is None) == (self.npz is None):
-            raise ValueError("give either table or npz")
+        if [self.table, self.npz, self.msd].count(None) != 2:
+            raise ValueError("give either table or npz or msd")
         if self.table is not None and self.subject is None:
             raise ValueError("a table needs subject, a format string over its columns")
         if self.table is not None and (self.scan is None) == (not self.sequences):
@@ -88,9 +90,18 @@ class CohortConfig(Section):
             raise ValueError(
                 "an npz brings its own subjects, scans and split; leave those keys out"
             )
+        if self.msd is not None and any(others):
+            raise ValueError(
+                "an msd brings its own subjects, scans and masks; leave those keys out"
+            )
         if isinstance(self.modality, dict) and self.modality.keys() != self.sequences.keys():
             raise ValueError("modality names other sequences than sequences does")
         return self
+
+    @property
+    def file(self) -> str:
+        """The one file that lists the scans, below ``data_root``."""
+        return self.table or self.npz or self.msd or ""
 
     def templates(self) -> list[str]:
         """All format strings."""
@@ -108,7 +119,8 @@ class CohortRow:
     """One scan, or several sequences of one visit.
 
     Attributes:
-        scan, mask: What :func:`shards.scan.read_scan` takes; of several sequences the first.
+        scan, mask: What :func:`shards.scan.read_scan` takes; of several sequences the first. No
+            mask where the cohort names none, or its cell is empty.
         modality: Of ``scan``.
         sequences, masks, modalities: By name, where the cohort names them and the row has them.
         visit: Days, or a date, which identifies and is never written.
@@ -144,19 +156,33 @@ def load_cohort(path: str | Path, *, data_root: Path) -> Cohort:
             two parts of the split.
     """
     config = load(path, CohortConfig)
-    table = Path(data_root) / (config.table or config.npz or "")
+    table = Path(data_root) / config.file
     if not table.is_file():
         raise CohortError(
             f"cohort {config.name}: {table} does not exist; its data is: {config.source}; put it"
             " there or point data_root at the folder that holds it"
         )
-    rows = _npz_rows(config, table) if config.npz else _table_rows(config, table)
+    rows = _rows(config, table)
     if not rows:
         raise CohortError(f"cohort {config.name}: {table} has no rows; is the download complete?")
     _check_rows(config.name, rows)
     content = hashlib.sha256(table.read_bytes()).hexdigest()
-    key = digest({"config": config.model_dump(mode="json"), "content": content})
+    # Without defaults, so that a key that recipes may have one day changes no digest.
+    about = config.model_dump(mode="json", exclude_defaults=True)
+    key = digest({"config": about, "content": content})
     return Cohort(config=config, rows=tuple(rows), digest=key)
+
+
+def _rows(config: CohortConfig, table: Path) -> list[CohortRow]:
+    if config.npz is not None:
+        from shards.sources.npz import npz_rows
+
+        return npz_rows(config, table)
+    if config.msd is not None:
+        from shards.sources.msd import msd_rows
+
+        return msd_rows(config, table)
+    return _table_rows(config, table)
 
 
 def _table_rows(config: CohortConfig, table: Path) -> list[CohortRow]:
@@ -196,10 +222,11 @@ def _row(
             f" {', '.join(config.sequences)}; take it out of the table"
         )
     modalities = {name: _modality(config, name, record) for name in sequences or [first]}
+    mask = _present(config, {"mask": config.mask} if config.mask else {}, folder, record)
     return CohortRow(
         subject=subject,
         scan=scan,
-        mask=str(folder / fill(config.name, config.mask, record)) if config.mask else None,
+        mask=mask.get("mask"),
         split=split,
         modality=modalities[first],
         values=record,
@@ -243,36 +270,6 @@ def _visit(config: CohortConfig, record: Mapping[str, Value]) -> int | date | No
         f"cohort {config.name}: visit {found!r} is neither a number of days up to {MAX_DAYS} nor a"
         " date such as 2024-01-31"
     )
-
-
-def _npz_rows(config: CohortConfig, table: Path) -> list[CohortRow]:
-    """MedMNIST: arrays ``{train,val,test}_images`` (N, D, H, W) and ``_labels`` (N, 1)."""
-    assert not isinstance(config.modality, dict)
-    rows, modality = [], config.modality
-    try:
-        with np.load(table, allow_pickle=False) as arrays:
-            labels = {split: arrays[f"{split}_labels"].reshape(-1) for split in SPLITS}
-        if any(each.dtype.kind not in "biu" for each in labels.values()):
-            raise ValueError("labels that are no whole numbers")
-    # The library raises a dozen types for bytes that are no archive.
-    except Exception as error:
-        raise CohortError(
-            f"cohort {config.name}: {table} is not a MedMNIST archive ({error}); it needs"
-            " {train,val,test}_images and {train,val,test}_labels"
-        ) from None
-    for split in SPLITS:
-        rows += [
-            CohortRow(
-                subject=f"{split}-{index}",
-                scan=f"{table}#{split}/{index}",
-                mask=None,
-                split=split,
-                modality=modality,
-                values={"label": int(label)},
-            )
-            for index, label in enumerate(labels[split])
-        ]
-    return rows
 
 
 def _check_columns(config: CohortConfig, columns: Mapping[str, object]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from recipes.load import load
 from shards.index import VOLUME
-from shards.scan import ABSENT
+from shards.scan import ABSENT, file_and_member
 from shards.sources.cohort import Cohort, CohortConfig, CohortRow, load_cohort
 from shards.sources.from_files import partner_info
 from shards.sources.inputs import Input, SourceError, Value, identity_of
@@ -37,7 +37,7 @@ def cohort_files(config: "SourceConfig", listing: Listing) -> list[FileInfo]:
     """The table, and every file of the chosen rows."""
     cohort, rows, root = _rows(config, listing)
     paths = _Paths(listing, root)
-    table = paths.info(cohort.config.table or cohort.config.npz or "")
+    table = paths.info(cohort.config.file)
     found = {table.name: table}
     for row in rows:
         for where in (*(row.sequences or {VOLUME: row.scan}).values(), *row.masks.values()):
@@ -56,9 +56,9 @@ class _Paths:
 
     def relative(self, where: str) -> str:
         """A place with its member, if it has one."""
-        file, mark, member = where.rpartition(".npz#")
-        if mark:
-            return f"{self.relative(file + '.npz')}#{member}"
+        file, member = file_and_member(where)
+        if member is not None:
+            return f"{self.relative(file)}#{member}"
         path = Path(os.path.normpath(where))
         root = Path(os.path.normpath(self._root))
         if path.is_relative_to(root):
@@ -73,8 +73,7 @@ class _Paths:
 
     def files(self, where: str) -> list[FileInfo]:
         """All files that reading ``where`` takes."""
-        file, mark, _ = where.rpartition(".npz#")
-        name = self.relative(file + ".npz" if mark else where)
+        name = self.relative(file_and_member(where)[0])
         if name not in self._known:
             one = self.listing.info(name)
             if one is None:
@@ -148,7 +147,7 @@ def _local_root(recipe: str, listing: Listing) -> Iterator[Path]:
         yield listing.place.path
         return
     about = load(recipe, CohortConfig)
-    table = about.table or about.npz or ""
+    table = about.file
     with tempfile.TemporaryDirectory(prefix="scanfm-") as folder:
         if listing.info(table) is not None:
             listing.place.fetch([table], Path(folder))

@@ -1,84 +1,88 @@
+"""The linear probe of each kind."""
+
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from evaluation.probing import linear as probe
+from evaluation.probing.linear import ALPHAS, CS, linear_probe, strength_name
+from evaluation.probing.logistic import sigmoid
+
+KINDS = ("binary", "multiclass", "multilabel", "ordinal", "regression", "survival")
 
 
-def _rows(n: int = 90, p: int = 37, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(n, p)) * rng.uniform(0.01, 30, p) + rng.normal(size=p) * 100
-    features[:, 3] = 7.0  # a feature that never varies
-    standard = (features - features.mean(0)) / features.std(0).clip(1e-9)
-    label = (standard[:, :4].sum(1) + rng.normal(size=n) > 0.5).astype(float)
-    return features, label
+def _task(kind: str, n: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(n, 5))
+    signal = features[:, 0] + 0.5 * rng.normal(size=n)
+    labels = {
+        "binary": (signal > 0.2) * 1.0,
+        "multiclass": np.digitize(signal, [-0.5, 0.5]) * 1.0,
+        "ordinal": np.digitize(signal, [-0.5, 0.5]) * 1.0,
+        "multilabel": (signal[:, None] > np.array([-0.3, 0.4])) * 1.0,
+        "regression": 20 + 3 * signal,
+        "survival": np.stack([np.ceil(50 * np.exp(-signal)), rng.random(n) < 0.6], axis=1),
+    }
+    train = np.zeros((2, n), dtype=bool)
+    train[0, :40] = True
+    train[1, 10:50] = True
+    return features, labels[kind], train
 
 
-def _reference(features: np.ndarray, label: np.ndarray, c: float) -> np.ndarray:
-    scaler = StandardScaler().fit(features)
-    model = LogisticRegression(C=c, tol=1e-10, max_iter=20000)
-    model.fit(scaler.transform(features), label)
-    return model.decision_function(scaler.transform(features)), model.coef_[0], scaler
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_have_the_kinds_columns_and_follow_the_signal(kind: str) -> None:
+    features, label, train = _task(kind)
+    probe = linear_probe(kind)
+    scores = probe.predict(features, label, train, [probe.settings[8]] * 2)
+    columns = {"multiclass": 3, "ordinal": 3, "multilabel": 2}.get(kind, 1)
+    assert scores.shape == (2, 60, columns)
+    if kind in ("multiclass", "ordinal"):
+        np.testing.assert_allclose(scores.sum(axis=2), 1.0)
+        followed = scores @ np.arange(3)
+    else:
+        followed = scores.mean(axis=2)
+    assert np.corrcoef(followed[0, 40:], features[40:, 0])[0, 1] > 0.8
 
 
-@pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0, 30.0])
-def test_logistic_equals_scikit_learn(c: float) -> None:
-    features, label = _rows()
-    ours = probe.fit_logistic(features, label, np.ones((1, 90)), [c], tolerance=1e-9)
-    decision, coefficient, scaler = _reference(features, label, c)
-    np.testing.assert_allclose(ours.coefficient[0] * scaler.scale_, coefficient, atol=1e-4)
-    np.testing.assert_allclose(ours.decision(features)[0], decision, atol=1e-3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_and_features_outside_training_change_nothing(kind: str) -> None:
+    features, label, train = _task(kind)
+    probe = linear_probe(kind)
+    settings = [probe.settings[3], probe.settings[9]]
+    scores = probe.predict(features, label, train, settings)
+    spoiled_label, spoiled = label.copy(), features.copy()
+    spoiled_label[50:] = label[:10]
+    spoiled[50:55] = 1e9
+    again = probe.predict(spoiled, spoiled_label, train, settings)
+    np.testing.assert_allclose(again[:, :50], scores[:, :50], atol=1e-12)
+    np.testing.assert_allclose(again[:, 55:], scores[:, 55:], atol=1e-12)
 
 
-def test_each_problem_uses_its_own_rows_only() -> None:
-    features, label = _rows()
-    weight = np.zeros((2, 90))
-    weight[0, :50] = 1
-    weight[1, 30:] = 1
-    ours = probe.fit_logistic(features, label, weight, [0.1, 3.0], tolerance=1e-9)
-    spoiled = features.copy()
-    spoiled[50:] = 1e6 * np.random.default_rng(0).normal(size=spoiled[50:].shape)
-    again = probe.fit_logistic(spoiled, label, weight, [0.1, 3.0], tolerance=1e-7)
-    for number, (rows, c) in enumerate([(slice(0, 50), 0.1), (slice(30, 90), 3.0)]):
-        _, coefficient, scaler = _reference(features[rows], label[rows], c)
-        np.testing.assert_allclose(ours.coefficient[number] * scaler.scale_, coefficient, atol=1e-4)
-    np.testing.assert_allclose(again.coefficient[0], ours.coefficient[0], atol=1e-3, rtol=1e-2)
+def test_twelve_settings_the_most_cautious_first() -> None:
+    assert len(CS) == len(ALPHAS) == 12
+    assert list(CS) == sorted(CS)
+    assert list(ALPHAS) == sorted(ALPHAS, reverse=True)
+    assert [strength_name(kind) for kind in KINDS] == ["C"] * 4 + ["alpha"] * 2
+    with pytest.raises(ValueError, match="no linear probe for a retrieval task"):
+        linear_probe("retrieval")
 
 
-def test_problems_with_their_own_features_equal_shared_ones() -> None:
-    features, label = _rows()
-    rows = np.stack([np.arange(0, 60), np.arange(30, 90)])
-    own = probe.fit_logistic(features[rows], label[rows], np.ones((2, 60)), [1.0, 1.0])
-    weight = np.zeros((2, 90))
-    np.put_along_axis(weight, rows, 1.0, axis=1)
-    shared = probe.fit_logistic(features, label, weight, [1.0, 1.0])
-    np.testing.assert_allclose(own.coefficient, shared.coefficient, atol=1e-4)
-
-
-def test_separable_rows_end() -> None:
-    features = np.array([[0.0], [1.0], [2.0], [3.0]])
-    model = probe.fit_logistic(features, [0, 0, 1, 1], np.ones((1, 4)), [1e6])
-    assert np.isfinite(model.coefficient).all()
-    assert (model.decision(features)[0] > 0).tolist() == [False, False, True, True]
-
-
-def test_ridge_equals_scikit_learn() -> None:
-    features, _ = _rows()
-    value = features[:, 0] * 5 + np.random.default_rng(1).normal(3000, 5, 90)
-    weight = np.ones((2, 90))
-    weight[1, 70:] = 0
-    for number, alpha in enumerate([0.5, 100.0]):
-        rows = weight[number] > 0
+def test_a_missing_label_leaves_its_rows_out_of_its_own_problem() -> None:
+    features, label, train = _task("multilabel")
+    label[5:15, 1] = np.nan
+    setting = {"C": 0.5}
+    scores = linear_probe("multilabel").predict(features, label, train[:1], [setting])
+    for column, rows in ((0, np.arange(40)), (1, np.r_[0:5, 15:40])):
         scaler = StandardScaler().fit(features[rows])
-        reference = Ridge(alpha=alpha).fit(scaler.transform(features[rows]), value[rows])
-        model = probe.fit_ridge(features, value, weight, [0.5, 100.0])
-        np.testing.assert_allclose(
-            model.decision(features)[number],
-            reference.predict(scaler.transform(features)),
-            rtol=1e-6,
-        )
+        model = LogisticRegression(C=0.5, tol=1e-9, max_iter=9999)
+        model.fit(scaler.transform(features[rows]), label[rows, column])
+        expected = sigmoid(model.decision_function(scaler.transform(features)))
+        np.testing.assert_allclose(scores[0, :, column], expected, atol=1e-5)
 
 
-def test_sigmoid_does_not_overflow() -> None:
-    assert probe.sigmoid(np.array([-1e4, 0.0, 1e4])).tolist() == [0.0, 0.5, 1.0]
+def test_a_label_that_nobody_in_training_has_is_one_half() -> None:
+    features, label, train = _task("multilabel")
+    label[:40, 1] = np.nan
+    scores = linear_probe("multilabel").predict(features, label, train[:1], [{"C": 0.5}])
+    assert (scores[0, :, 1] == 0.5).all()
+    assert np.ptp(scores[0, :, 0]) > 0.1

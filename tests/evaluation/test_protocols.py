@@ -1,31 +1,105 @@
+"""Choosing on validation, nested cross-validation, and a test split that stays closed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.preprocessing import StandardScaler
 
-from evaluation.floors import floors
+from evaluation.probing import resampled
+from evaluation.probing.cross_validation import cross_validate
+from evaluation.probing.estimator import Bags, Estimator, Fitted, Scorer
+from evaluation.probing.folds import nested_folds, strata, stratified_folds
 from evaluation.probing.knn import knn
-from evaluation.probing.linear import CS, linear_probe, sigmoid
-from evaluation.probing.protocols import Estimator, evaluate, stratified_folds
+from evaluation.probing.linear import CS, linear_probe
+from evaluation.probing.logistic import sigmoid
+from evaluation.probing.prevalence import at_prevalence, class_shares
+from evaluation.probing.protocols import evaluate
+from evaluation.probing.prototypes import prototypes
+from evaluation.probing.quality import measures, qualities
+from evaluation.probing.resampled import bootstrap_counts
+from evaluation.probing.subjects import take
 from evaluation.statistics.metrics import auroc, measure
+from evaluation.tasks.card import PRIMARY, RepeatedCv
+
+N = 72
+OUTPUTS = {"multiclass": 3, "ordinal": 3, "multilabel": 2}
+SIGNAL = np.random.default_rng(1).normal(size=N)
+
+
+def _label(kind: str) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    label = {
+        "binary": np.arange(N) % 2 * 1.0,
+        "multiclass": np.digitize(SIGNAL, [-0.5, 0.5]) * 1.0,
+        "ordinal": np.digitize(SIGNAL, [-0.5, 0.5]) * 1.0,
+        "multilabel": (SIGNAL[:, None] > np.array([-0.3, 0.4])) * 1.0,
+        "regression": 20 + 3 * SIGNAL,
+        "survival": np.stack([np.ceil(50 * np.exp(-SIGNAL)), rng.random(N) < 0.7], axis=1),
+    }[kind]
+    if kind == "multilabel":
+        label[rng.random(label.shape) < 0.1] = np.nan
+    return label
+
+
+@dataclass(frozen=True)
+class Toy:
+    """What the probes read of a ``Task``."""
+
+    card: Any
+    subjects: tuple[str, ...]
+    label: np.ndarray
+    outputs: tuple[str, ...]
+    split: np.ndarray
+
+    def rows(self, *splits: str) -> np.ndarray:
+        return np.flatnonzero(np.isin(self.split, splits))
+
+
+def _task(kind: str = "binary", *, cv: RepeatedCv | None = None, metric: str = "") -> Any:
+    """36 subjects in training, 18 in validation and 18 in test."""
+    protocol = SimpleNamespace(repeated_cv=cv)
+    return Toy(
+        card=SimpleNamespace(
+            name="toy", kind=kind, metric=metric or PRIMARY[kind], protocol=protocol
+        ),
+        subjects=tuple(f"s{number}" for number in range(N)),
+        label=_label(kind),
+        outputs=tuple(str(number) for number in range(OUTPUTS.get(kind, 1))),
+        split=np.array(["cv"] * N if cv else ["train"] * 36 + ["val"] * 18 + ["test"] * 18),
+    )
+
+
+def _signal(task: Any) -> np.ndarray:
+    """Features that tell of every kind's label."""
+    if task.card.kind == "binary":
+        return _features(task, signal=2.0)
+    rng = np.random.default_rng(3)
+    return np.stack([SIGNAL, *rng.normal(size=(3, N))], axis=1) + 0.3 * rng.normal(size=(N, 4))
 
 
 def _features(task: Any, seed: int = 0, signal: float = 1.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    values = rng.normal(size=(len(task.label), 6))
+    values = rng.normal(size=(N, 6))
     values[:, 0] += signal * task.label
     return values
 
 
-def test_c_is_chosen_on_validation_and_refitted_for_test(place: Any) -> None:
-    task = place.task()
+def _evaluate(task: Any, features: Any, estimator: Estimator, **how: Any) -> Any:
+    named = features if isinstance(features, dict) else {"x": features}
+    return evaluate(task, Scorer(named, estimator), **{"open_test": False, **how})
+
+
+def test_c_is_chosen_on_validation_and_refitted_for_test() -> None:
+    task = _task()
     values = _features(task)
     train, val, test = (task.rows(split) for split in ("train", "val", "test"))
-    outcome = evaluate(task, {"x": values}, linear_probe("binary"), open_test=True)
+    outcome = _evaluate(task, values, linear_probe("binary"), open_test=True)
 
     def probability(c: float, rows: np.ndarray, of: np.ndarray) -> np.ndarray:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-9, max_iter=9999))
@@ -33,153 +107,253 @@ def test_c_is_chosen_on_validation_and_refitted_for_test(place: Any) -> None:
 
     grid = [auroc(task.label[val], probability(c, train, val)) for c in CS]
     assert [cell["score"] for cell in outcome.grid] == pytest.approx(grid, abs=1e-9)
-    best = CS[int(np.argmax(grid))]
+    best = CS[int(np.argmax(np.round(grid, 12)))]
     assert outcome.chosen == {"features": "x", "C": best}
-    np.testing.assert_allclose(outcome.scores["val"], probability(best, train, val), atol=1e-4)
+    assert outcome.folds is None
+    assert outcome.spread is None
+    expected = probability(best, train, val)
+    np.testing.assert_allclose(outcome.scores["val"][:, 0], expected, atol=1e-4)
     both = np.concatenate([train, val])
-    np.testing.assert_allclose(outcome.scores["test"], probability(best, both, test), atol=1e-4)
+    expected = probability(best, both, test)
+    np.testing.assert_allclose(outcome.scores["test"][:, 0], expected, atol=1e-4)
 
 
-def test_a_closed_test_split_is_neither_scored_nor_used(place: Any) -> None:
-    task = place.task()
-    values = _features(task)
-    outcome = evaluate(task, {"x": values}, linear_probe("binary"), open_test=False)
-    assert set(outcome.scores) == {"val"}
-    spoiled, label = values.copy(), task.label.copy()
-    spoiled[task.rows("test")] = 1e9
-    label[task.rows("test")] = 1 - label[task.rows("test")]
-    object.__setattr__(task, "label", label)
-    again = evaluate(task, {"x": spoiled}, linear_probe("binary"), open_test=False)
-    np.testing.assert_array_equal(again.scores["val"], outcome.scores["val"])
-    assert again.chosen == outcome.chosen
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "ordinal", "survival"])
+def test_a_closed_test_split_is_neither_scored_nor_read(kind: str) -> None:
+    task = _task(kind)
+    values = _signal(task)
+    test = task.rows("test")
+    label = task.label.copy()
+    label[test] = np.nan
+    spoiled = values.copy()
+    spoiled[test] = np.nan
+    for make in (linear_probe, knn):
+        outcome = _evaluate(task, values, make(kind), spread=3)
+        assert set(outcome.scores) == {"val"}
+        again = _evaluate(replace(task, label=label), spoiled, make(kind), spread=3)
+        np.testing.assert_array_equal(again.scores["val"], outcome.scores["val"])
+        np.testing.assert_array_equal(again.spread, outcome.spread)
+        assert again.chosen == outcome.chosen
 
 
-def test_the_best_features_are_chosen_and_a_tie_goes_to_the_first(place: Any) -> None:
-    task = place.task()
+def test_the_best_features_are_chosen_and_a_tie_goes_to_the_first() -> None:
+    task = _task()
     good, bad = task.label[:, None] + 0.0, _features(task, signal=0.0)
-    outcome = evaluate(task, {"bad": bad, "good": good}, linear_probe("binary"), open_test=False)
+    outcome = _evaluate(task, {"bad": bad, "good": good}, linear_probe("binary"))
     assert outcome.chosen == {"features": "good", "C": CS[0]}
+    assert len(outcome.grid) == 24
 
 
-def test_knn_equals_scikit_learn(place: Any) -> None:
-    task = place.task(kind="regression", label={"column": "size"})
-    values = _features(task)
-    train, val = task.rows("train"), task.rows("val")
-    outcome = evaluate(task, {"x": values}, knn("regression"), open_test=False)
-    for cell in outcome.grid:
-        model = KNeighborsRegressor(cell["k"]).fit(normalize(values[train]), task.label[train])
-        expected = measure(task.label[val], model.predict(normalize(values[val])), "r2")
-        assert cell["score"] == pytest.approx(expected)
+def test_a_metric_where_less_is_better_is_minimised() -> None:
+    task = _task("regression", metric="mean_absolute_error")
+    outcome = _evaluate(task, _signal(task), linear_probe("regression"))
+    scores = [cell["score"] for cell in outcome.grid]
+    assert min(scores) > 0
+    chosen = next(cell for cell in outcome.grid if cell["alpha"] == outcome.chosen["alpha"])
+    assert chosen["score"] == min(scores)
 
 
-def test_knn_weighs_by_temperature(place: Any) -> None:
-    task = place.task()
-    values = _features(task)
-    train, val = task.rows("train"), task.rows("val")
-    outcome = evaluate(task, {"x": values}, knn("binary"), open_test=False)
-    similarity = normalize(values[val]) @ normalize(values[train]).T
-    nearest = np.argsort(-similarity, axis=1)[:, : outcome.chosen["k"]]
-    weight = np.exp(np.take_along_axis(similarity, nearest, 1) / 0.07)
-    expected = (weight * task.label[train][nearest]).sum(1) / weight.sum(1)
-    np.testing.assert_allclose(outcome.scores["val"], expected)
+@pytest.mark.parametrize("kind", [*OUTPUTS, "binary", "regression", "survival"])
+def test_every_kind_is_scored_on_a_split_and_by_cross_validation(kind: str) -> None:
+    for cv in (None, RepeatedCv(folds=3, repeats=2)):
+        task = _task(kind, cv=cv)
+        values = _signal(task)
+        makers = [linear_probe, knn]
+        makers += [prototypes] if kind not in ("regression", "survival") else []
+        for make in makers:
+            outcome = _evaluate(task, values, make(kind), spread=4)
+            ((split, scores),) = outcome.scores.items()
+            rows = task.rows(split)
+            assert scores.shape == (len(rows), len(task.outputs))
+            value = measure(task.label[rows], scores, task.card.metric)
+            assert value > {"regression": 0.1, "ordinal": 0.2}.get(kind, 0.6), (kind, make)
+            if cv:
+                assert outcome.spread is None
+                assert outcome.folds.shape == (6,)
+                assert np.nanmean(outcome.folds) == pytest.approx(value, abs=0.2)
+            else:
+                assert outcome.spread.shape == (4,)
+                assert 0 < outcome.spread.std() < 0.3
 
 
-def test_knn_never_counts_the_subject_itself(place: Any) -> None:
-    task = place.task(protocol={"repeated_cv": {"folds": 3, "repeats": 2}})
-    values = _features(task, signal=0.0)
-    score = evaluate(task, {"x": values}, knn("binary"), open_test=False).scores["cv"]
-    assert 0.2 < auroc(task.label, score) < 0.8
+def test_fitted_features_are_fitted_on_training_rows_alone() -> None:
+    task = _task()
+    seen: list[np.ndarray] = []
+
+    def fit(inside: np.ndarray) -> Any:
+        seen.append(inside[:, 0].astype(int))
+        return lambda rows: rows[:, 1:] - inside[:, 1:].mean(axis=0)
+
+    table = np.concatenate([np.arange(N)[:, None], _features(task)], axis=1)
+    _evaluate(task, Fitted(table, fit), linear_probe("binary"), open_test=True, spread=2)
+    allowed = set(task.rows("train", "val").tolist())
+    assert all(set(rows.tolist()) <= allowed for rows in seen)
+    assert set(seen[0].tolist()) == set(task.rows("train").tolist())
+    seen.clear()
+    cv = _task(cv=RepeatedCv(folds=4, repeats=2))
+    _evaluate(cv, Fitted(table, fit), linear_probe("binary"))
+    folds = nested_folds(cv.label, kind="binary", cv=RepeatedCv(folds=4, repeats=2))
+    assert [rows.tolist() for rows in seen] == [fold.train.tolist() for fold in folds]
 
 
-def test_cross_validation_is_nested(place: Any) -> None:
-    """An estimator that notes what it trains on never sees the held-out fold."""
-    task = place.task(protocol={"repeated_cv": {"folds": 4, "repeats": 3}})
+def test_cross_validation_is_nested() -> None:
+    """An estimator that notes what it trains on: inner parts lie inside their outer part."""
+    task = _task(cv=RepeatedCv(folds=4, repeats=3))
     trained: list[np.ndarray] = []
 
-    def predict(features: Any, _: Any, train: Any, settings: Any) -> np.ndarray:
+    def predict(features: Any, _: Any, train: Any, settings: Sequence[Any]) -> np.ndarray:
         trained.extend(train)
         score = np.stack([sigmoid(setting["sign"] * features[:, 0]) for setting in settings])
-        return np.broadcast_to(score, (len(train), len(features)))
+        return np.broadcast_to(score, (len(train), len(features)))[:, :, None]
 
     estimator = Estimator("noted", ({"sign": -1}, {"sign": 1}), predict)
     values = _features(task, signal=5.0)
-    outcome = evaluate(task, {"x": values}, estimator, open_test=False)
-    assert {int(mask.sum()) for mask in trained[-12:]} == {54}  # 12 refits on three quarters
-    assert max(int(mask.sum()) for mask in trained[:-12]) < 54
+    outcome = _evaluate(task, values, estimator)
+    per_fold = np.array(trained).reshape(12, 6, 2, N)  # five inner parts and the outer one
+    assert (per_fold[:, :5].sum(axis=1) == 4 * per_fold[:, 5]).all()
+    assert (per_fold[:, 5].sum(axis=2) == 54).all()
     assert outcome.chosen == {"features": "x", "sign": 1, "times_chosen": 12, "num_fits": 12}
     # Half are positive in every fold, so nothing is shifted.
-    np.testing.assert_allclose(outcome.scores["cv"], sigmoid(values[:, 0]), atol=1e-9)
+    np.testing.assert_allclose(outcome.scores["cv"][:, 0], sigmoid(values[:, 0]), atol=1e-9)
+    assert (outcome.folds > 0.95).all()
 
 
-def test_cross_validated_noise_is_not_better_than_chance(place: Any) -> None:
-    task = place.task(protocol={"repeated_cv": {"folds": 5, "repeats": 4}})
+def test_a_fold_has_no_say_in_what_is_chosen_for_it() -> None:
+    task = _task(cv=RepeatedCv(folds=4, repeats=1))
+    cv = RepeatedCv(folds=4, repeats=1)
+    pair = {"a": _features(task, 1), "b": _features(task, 2)}
+    fold = nested_folds(task.label, kind="binary", cv=cv)[0]
+    before = cross_validate(task, Scorer(pair, linear_probe("binary")), cv).scores[fold.held_out]
+    # Other labels of the same strata in the same places, but only inside the fold: swapped pairs
+    # would move the folds, so features are spoiled for all but one of the fold's subjects instead.
+    kept, rest = fold.held_out[0], fold.held_out[1:]
+    for values in pair.values():
+        values[rest] = 1e6
+    after = cross_validate(task, Scorer(pair, linear_probe("binary")), cv).scores[kept]
+    np.testing.assert_allclose(after, before[0], atol=1e-9)
+
+
+def test_cross_validated_noise_is_not_better_than_chance() -> None:
+    task = _task(cv=RepeatedCv(folds=5, repeats=4))
     found = []
-    for seed in range(10):
+    for seed in range(8):
         pair = {str(twin): _features(task, 100 * twin + seed, signal=0.0) for twin in range(2)}
-        score = evaluate(task, pair, linear_probe("binary"), open_test=False).scores["cv"]
+        score = _evaluate(task, pair, linear_probe("binary")).scores["cv"]
         found.append(auroc(task.label, score))
-    assert 0.4 < np.mean(found) < 0.6  # four standard errors of .068 / sqrt(10) and a little bias
+    assert 0.4 < np.mean(found) < 0.6  # four standard errors of .068 / sqrt(8) and a little bias
 
 
-def test_a_constant_is_at_chance_under_cross_validation(place: Any) -> None:
-    task = place.task(protocol={"repeated_cv": {"folds": 5, "repeats": 3}})
+def test_a_constant_is_at_chance_under_cross_validation() -> None:
+    task = _task(cv=RepeatedCv(folds=5, repeats=3))
     label = task.label.copy()
     label[:20] = 0  # folds cannot all have the same prevalence
-    object.__setattr__(task, "label", label)
-    outcome = evaluate(task, {"none": np.zeros((72, 1))}, floors.constant(), open_test=False)
+
+    def predict(features: Any, label: Any, train: Any, settings: Any) -> np.ndarray:
+        del settings
+        rate = (train @ label) / train.sum(axis=1)
+        return np.repeat(rate[:, None], len(features), axis=1)[:, :, None]
+
+    outcome = _evaluate(
+        replace(task, label=label), np.zeros((N, 1)), Estimator("constant", ({},), predict)
+    )
     assert auroc(label, outcome.scores["cv"]) == 0.5
     np.testing.assert_allclose(outcome.scores["cv"], label.mean(), atol=1e-9)
+
+
+def test_prevalence_is_shifted_by_bayes_rule() -> None:
+    label = np.array([0.0, 1, 2, 1, 0, 0])
+    train = np.array([[True, True, True, True, False, False]])
+    shares = class_shares(label, train, num_outputs=3, kind="multiclass")
+    np.testing.assert_allclose(shares, [[0.25, 0.5, 0.25]])
+    score = np.array([[[0.2, 0.6, 0.2]]])
+    wanted = np.array([0.5, 0.25, 0.25])
+    moved = at_prevalence(score, trained=shares, wanted=wanted, kind="multiclass")
+    np.testing.assert_allclose(moved[0, 0], np.array([0.4, 0.3, 0.2]) / 0.9)
+    binary = at_prevalence(
+        np.array([[[0.5]]]), trained=np.array([[0.5]]), wanted=np.array([0.2]), kind="binary"
+    )
+    assert binary[0, 0, 0] == pytest.approx(0.2)
+    risk = np.array([[[3.0]]])
+    assert at_prevalence(risk, trained=shares, wanted=wanted, kind="survival") is risk
 
 
 def test_folds_are_stratified_and_cover_everyone() -> None:
     label = np.array([1.0] * 7 + [0.0] * 20)
     rng = np.random.default_rng(0)
-    folds = stratified_folds(label, np.arange(27), num_folds=5, rng=rng, by_class=True)
+    stratum = strata(label, kind="binary")
+    folds = stratified_folds(stratum, np.arange(27), num_folds=5, rng=rng)
     assert sorted(np.concatenate(folds).tolist()) == list(range(27))
     assert {int(label[fold].sum()) for fold in folds} <= {1, 2}
+    for fold in nested_folds(label, kind="binary", cv=RepeatedCv(folds=5, repeats=2)):
+        assert not set(fold.train) & set(fold.held_out)
+        held = np.concatenate([rows for _, rows in fold.inner])
+        assert sorted(held.tolist()) == fold.train.tolist()
+        assert all(not set(train) & set(rows) for train, rows in fold.inner)
+        assert all(label[rows].any() for _, rows in fold.inner)
 
 
-def test_pca_and_imputation_are_fitted_on_the_training_rows(place: Any) -> None:
-    task = place.task()
-    train = task.rows("train")
-    others = np.setdiff1d(np.arange(len(task.label)), train)
-    voxels = np.random.default_rng(0).normal(size=(72, 40)).astype(np.float32)
-    before = floors.pca_features(voxels, num_components=4)(train)
-    voxels[others] *= 1e3
-    after = floors.pca_features(voxels, num_components=4)(train)
-    np.testing.assert_array_equal(before[train], after[train])
-    assert not np.allclose(before[others], after[others])
-
-    clinical = floors.clinical_features(task, ["age", "sex"])
-    ages = [scans[0].values["age"] for scans in task.scans]
-    known = [ages[row] for row in train if ages[row] is not None]
-    missing = [row for row, age in enumerate(ages) if age is None]
-    found = clinical(train)
-    assert found.shape == (72, 4)  # age, its flag, F, M
-    assert set(found[missing, 0]) == {float(np.median(known))}
-    assert found[missing, 1].tolist() == [1.0] * len(missing)
+def test_strata_of_each_kind() -> None:
+    survival = np.array([[5.0, 1], [6.0, 0]])
+    assert strata(survival, kind="survival").tolist() == [1, 0]
+    labels = np.array([[1.0, np.nan], [0, 0], [1, 1]])
+    assert strata(labels, kind="multilabel").tolist() == [1, 0, 2]
+    assert strata(np.array([3.5, 9.0]), kind="regression").tolist() == [0, 0]
 
 
-def test_a_category_outside_training_is_all_zero(place: Any) -> None:
-    place.rewrite(lambda row: {**row, "sex": "X"} if row["subject"] == "patient008" else row)
-    task = place.task()
-    found = floors.clinical_features(task, ["sex"])(task.rows("train"))
-    row = task.subjects.index(place.pseudonym("patient008"))
-    assert task.split[row] == "val"
-    assert found.shape[1] == 2
-    assert found[row].tolist() == [0.0, 0.0]
-
-
-def test_the_majority_knows_nothing(place: Any) -> None:
-    task = place.task()
-    outcome = evaluate(task, {"none": np.zeros((72, 1))}, floors.constant(), open_test=False)
-    assert auroc(task.label[task.rows("val")], outcome.scores["val"]) == 0.5
-
-
-def test_svm_finds_what_no_line_can(place: Any) -> None:
-    task = place.task()
+def test_metrics_of_many_candidates_equal_those_of_each() -> None:
     rng = np.random.default_rng(0)
-    angle = rng.uniform(0, 2 * np.pi, 72)
-    ring = (1 + 2 * task.label)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-    outcome = evaluate(task, {"x": ring}, floors.rbf_svm(), open_test=False)
-    assert auroc(task.label[task.rows("val")], outcome.scores["val"]) == 1.0
+    scores = np.round(rng.random((5, 40, 3)), 1)
+    classes = rng.integers(0, 2, 40).astype(float)  # class 2 is not there: left out
+    labels = rng.integers(0, 2, (40, 3)).astype(float)
+    labels[::4, 1], labels[:, 2] = np.nan, 1.0
+    for label, given, metric in (
+        (classes, scores[:, :, :1], "auroc"),
+        (classes, scores, "macro_auroc"),
+        (labels, scores, "macro_auroc"),
+        (classes, scores[:, :, :1], "brier"),
+    ):
+        expected = [measure(label, score, metric) for score in given]
+        np.testing.assert_allclose(measures(label, given, metric), expected, atol=1e-12)
+    undefined = np.ones(40)
+    assert np.isnan(measures(undefined, scores[:, :, :1], "auroc")).all()
+    assert (qualities(undefined, scores[:, :, :1], "auroc") == -np.inf).all()
+    scores[1, 3, 0] = np.nan
+    for metric, given in (("auroc", scores[:, :, :1]), ("macro_auroc", scores)):
+        assert np.isnan(measures(classes, given, metric)).tolist() == [False, True] + [False] * 3
+    assert (qualities(classes, scores[2:, :, :1], "brier") < 0).all()
+
+
+@pytest.mark.parametrize("rows_at_once", [10, 1000])  # one refit at a time, and all in one call
+def test_resampled_training_sets_are_bootstraps_within_classes(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resampled, "_ROWS_AT_ONCE", rows_at_once)
+    stratum = np.array([0] * 9 + [1] * 4)
+    counts = bootstrap_counts(stratum, num=50, seed=0)
+    assert (counts[:, :9].sum(axis=1) == 9).all()
+    assert (counts[:, 9:].sum(axis=1) == 4).all()
+    assert counts.max() > 2
+    task = _task()
+    values = _features(task)
+    outcome = _evaluate(task, values, linear_probe("binary"), spread=3, seed=5)
+    train, val = task.rows("train"), task.rows("val")
+    drawn = bootstrap_counts(strata(task.label[train], kind="binary"), num=3, seed=5)
+    for value, times in zip(outcome.spread, drawn, strict=True):
+        rows = np.repeat(train, times)
+        model = make_pipeline(
+            StandardScaler(), LogisticRegression(C=outcome.chosen["C"], tol=1e-9, max_iter=9999)
+        ).fit(values[rows], task.label[rows])
+        expected = auroc(task.label[val], model.decision_function(values[val]))
+        assert value == pytest.approx(expected, abs=1e-9)
+
+
+def test_subjects_are_taken_from_every_class_of_features() -> None:
+    tokens = np.arange(12, dtype=np.float32).reshape(6, 2)
+    bags = take(Bags(tokens, np.array([0, 1, 4, 6])), np.array([2, 0]))
+    assert isinstance(bags, Bags)
+    assert bags.starts.tolist() == [0, 2, 3]
+    np.testing.assert_array_equal(bags.tokens, tokens[[4, 5, 0]])
+    fitted = take(Fitted(tokens, lambda _: lambda rows: rows), np.array([1]))
+    assert isinstance(fitted, Fitted)
+    assert fitted.values.tolist() == [[2.0, 3.0]]
+    assert take(object(), np.array([0])) is None

@@ -1,145 +1,184 @@
-"""The numbers of the report, on tables small enough to work out by hand."""
+"""Which rows stand for a model, how a table is cut, lettered and drawn: on hand-sized cases."""
 
-import numpy as np
-import pandas as pd
+from dataclasses import replace
+
 import pytest
 
-from evaluation.reporting.tables import (
-    Bootstrap,
-    metrics_of,
-    overview_column,
-    score_of,
-    task_table,
-    training_prevalence,
+from evaluation.reporting import picks
+from evaluation.reporting.results import Comparison, ModelResult, Results, Score
+from evaluation.reporting.stored import MOST_GROUPS, read_results
+from evaluation.reporting.tables.forest import forest
+from evaluation.reporting.tables.table import (
+    Cell,
+    Column,
+    Group,
+    Row,
+    Table,
+    in_parts,
+    reason_cell,
 )
-
-FEW = Bootstrap(num_bootstraps=50, seed=3)
-KINDS = {"floor_a": "floor", "mae": "backbone", "floor_b": "floor"}
-BINARY = {
-    "title": "Stroke",
-    "kind": "binary",
-    "metric": "auroc",
-    "n": {"train": 10, "val": 4},
-    "positives": {"train": 2, "val": 2},
-}
+from tests.evaluation.report_store import SECRET
 
 
-def _rows(scores: dict[tuple[str, str, str], list[float]], label: list[float]) -> pd.DataFrame:
-    """One row per subject of each (model, protocol, split)."""
-    return pd.DataFrame(
-        [
-            (model, protocol, split, f"s{at}", label[at], score)
-            for (model, protocol, split), values in scores.items()
-            for at, score in enumerate(values)
-        ],
-        columns=["model", "protocol", "split", "subject", "label", "score"],
-    )
+def _row(
+    model: str,
+    value: float | None,
+    *,
+    protocol: str = "linear",
+    kind: str = "backbone",
+    metric: str = "auroc",
+) -> ModelResult:
+    score = Score(metric, value, None, None, None, None, None, None)
+    nothing = dict.fromkeys(("delong", "bootstrap", "training_spread", "folds", "calibration"))
+    nothing |= dict.fromkeys(("conformal", "risk_coverage"))
+    return ModelResult(model, kind, protocol, 9, None, (score,), (), **nothing)
 
 
-def test_table_scores_the_shown_split_alone_and_puts_floors_last() -> None:
-    rows = _rows(
-        {
-            ("floor_a", "linear", "val"): [0.1, 0.3, 0.2, 0.4],
-            ("mae", "knn", "val"): [0.1, 0.2, 0.3, 0.4],
-            ("mae", "linear", "val"): [0.1, 0.2, 0.3, 0.4],
-            ("mae", "linear", "test"): [0.9, 0.2, 0.3, 0.1],
-        },
-        label=[0, 0, 1, 1],
-    )
-    table = task_table(rows, task=BINARY, kinds=KINDS, split="val", bootstrap=FEW)
-    assert [(row.model, row.protocol) for row in table] == [
-        ("mae", "linear"),
-        ("mae", "knn"),
-        ("floor_a", "linear"),
+def test_backbones_first_in_the_order_of_the_run_main_protocol_first() -> None:
+    rows = [
+        _row("floor", 0.5, kind="floor"),
+        _row("b", 0.6, protocol="knn"),
+        _row("b", 0.6),
+        _row("a", 0.7, protocol="knn"),
     ]
-    assert [row.scores[0].value for row in table] == [1.0, 1.0, 0.75]
-    assert all((score.n, score.positives) == (4, 2) for row in table for score in row.scores)
-    assert [row.scores[0].is_best for row in table] == [True, True, False]
-
-
-def test_order_of_rows_does_not_matter() -> None:
-    label = [0.0, 1.0] * 10
-    score = np.random.default_rng(0).random(20).tolist()
-    rows = _rows({("mae", "linear", "val"): score}, label=label)
-    shuffled = rows.sample(frac=1.0, random_state=1)
-    tables = [
-        task_table(one, task=BINARY, kinds=KINDS, split="val", bootstrap=FEW)
-        for one in (rows, shuffled)
+    found = picks.in_order(rows, ["floor", "b", "a"])
+    assert [(row.model, row.protocol) for row in found] == [
+        ("b", "linear"),
+        ("b", "knn"),
+        ("a", "knn"),
+        ("floor", "linear"),
     ]
-    assert tables[0] == tables[1]
-    assert tables[0][0].scores[0].low < tables[0][0].scores[0].high
 
 
-def test_balanced_accuracy_cuts_at_the_training_prevalence() -> None:
-    assert training_prevalence(BINARY) == 0.2
-    label, score = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.1, 0.15, 0.2, 0.3])
-    one = score_of(label, score, metric="balanced_accuracy", threshold=0.2, bootstrap=FEW)
-    assert one.value == 1.0
-    half = score_of(label, score, metric="balanced_accuracy", threshold=0.5, bootstrap=FEW)
-    assert half.value == 0.5
+def test_the_main_protocol_is_linear_or_what_backbones_begin_with() -> None:
+    floor = _row("floor", 0.5, protocol="constant", kind="floor")
+    assert picks.main_protocol([floor, _row("a", 0.5, protocol="knn"), _row("a", 0.5)]) == "linear"
+    assert picks.main_protocol([floor, _row("a", 0.5, protocol="dense")]) == "dense"
+    assert picks.main_protocol([]) is None
 
 
-def test_prevalence_of_all_subjects_without_a_split() -> None:
-    task = BINARY | {"n": {"cv": 50}, "positives": {"cv": 20}}
-    assert training_prevalence(task) == 0.4
+def test_one_row_per_model_is_of_the_main_protocol_where_there_is_one() -> None:
+    rows = [_row("a", 0.9, protocol="knn"), _row("a", 0.5), _row("b", 0.6, protocol="knn")]
+    found = picks.one_per_model(rows)
+    assert [(row.model, row.protocol) for row in found] == [("a", "linear"), ("b", "knn")]
 
 
-def test_lower_error_and_higher_r2_are_best() -> None:
-    task = BINARY | {"kind": "regression", "metric": "r2", "positives": None}
-    rows = _rows(
-        {
-            ("mae", "linear", "val"): [1000.0, 2000.0, 3000.0, 4100.0],
-            ("floor_a", "linear", "val"): [1000.0, 2000.0, 3000.0, 5000.0],
-        },
-        label=[1000, 2000, 3000, 4000],
+def test_equal_at_the_shown_digits_is_equally_best() -> None:
+    best = picks.best_of("auroc", [0.70001, 0.7, None, 0.6])
+    assert picks.is_best(0.7, best)
+    assert picks.is_best(0.70001, best)
+    assert not picks.is_best(0.6, best)
+    assert not picks.is_best(None, picks.best_of("auroc", [None]))
+    assert picks.best_of("mean_absolute_error", [3.0, 2.0]) == 2.0
+
+
+def test_the_strongest_is_by_the_main_protocol_and_the_metric_s_direction() -> None:
+    rows = [
+        _row("a", 0.5, kind="floor"),
+        _row("a", 0.9, kind="floor", protocol="knn"),
+        _row("b", 0.6, kind="floor"),
+        _row("c", None, kind="floor"),
+    ]
+    strongest = picks.strongest(rows, "floor")
+    assert strongest is not None
+    assert strongest.model == "b"
+    errors = [
+        _row(name, value, metric="mean_absolute_error") for name, value in (("a", 3), ("b", 9))
+    ]
+    lowest = picks.strongest(errors, "backbone")
+    assert lowest is not None
+    assert lowest.model == "a"
+    assert picks.strongest(rows, "backbone") is None
+
+
+def test_featured_rows_are_backbones_and_one_floor() -> None:
+    rows = [_row("a", 0.5), _row("b", 0.6)]
+    rows += [_row("f", 0.4, kind="floor"), _row("g", 0.45, kind="floor")]
+    assert [row.model for row in picks.featured(rows)] == ["a", "b", "g"]
+
+
+def test_the_verdict_is_of_the_strongest_backbone_against_a_floor() -> None:
+    rows = (_row("a", 0.5), _row("b", 0.6), _row("f", 0.4, kind="floor"))
+    pairs = tuple(
+        Comparison(a, b, "linear", None, "auroc", 0.1, 0.0, 0.2, 0.1, None, 0.1, 9, None)
+        for a, b in (("b", "a"), ("a", "f"), ("b", "f"))
     )
-    table = task_table(rows, task=task, kinds=KINDS, split="val", bootstrap=FEW)
-    assert [score.metric for score in table[0].scores] == ["r2", "mean_absolute_error"]
-    assert [score.is_best for score in table[0].scores] == [True, True]
-    assert [score.is_best for score in table[1].scores] == [False, False]
-    assert table[0].scores[1].value == pytest.approx(25.0)
-    assert table[0].scores[0].positives is None
+    whole = Results("auroc", ("auroc",), "val", 9, None, ("1",), 9, 0, rows, pairs, None, ())
+    found = picks.verdict(whole)
+    assert found is not None
+    assert (found.a, found.b) == ("b", "f")
+    assert picks.verdict(replace(whole, comparisons=pairs[:1])) is None
+    assert picks.verdict(replace(whole, rows=rows[2:])) is None
 
 
-def test_overview_takes_the_linear_probe_and_marks_the_best_anew() -> None:
-    rows = _rows(
-        {
-            ("mae", "knn", "val"): [0.1, 0.2, 0.3, 0.4],
-            ("mae", "linear", "val"): [0.1, 0.3, 0.2, 0.4],
-            ("floor_a", "constant", "val"): [0.5, 0.5, 0.5, 0.5],
-        },
-        label=[0, 0, 1, 1],
-    )
-    table = task_table(rows, task=BINARY, kinds=KINDS, split="val", bootstrap=FEW)
-    column = overview_column(table)
-    assert {name: row.protocol for name, row in column.items()} == {
-        "mae": "linear",
-        "floor_a": "constant",
+def test_forest_puts_rows_on_one_scale_with_its_line_and_cuts_the_far_end() -> None:
+    spans = [(0.25, 0.5, 0.75), (None, None, None), (-30.0, -20.0, 0.0)]
+    found = forest(spans, line=0.0, limits=(-0.5, 2.0))
+    first, none, last = found.places
+    assert none is None
+    assert first is not None
+    assert last is not None
+    assert (first.line, first.low, first.value, first.high) == (40.0, 60.0, 80.0, 100.0)
+    assert (last.line, last.low, last.value, last.high) == (40.0, 0.0, 0.0, 40.0)
+    assert found.ends == ("\N{MINUS SIGN}0.500", "0.750")
+
+
+def test_forest_without_an_interval_or_a_line() -> None:
+    assert forest([(None, 0.5, None)], line=0.5).places == (None,)
+    (alone,) = forest([(0.4, 0.5, 0.8)], line=None).places
+    assert alone is not None
+    assert (alone.line, alone.low, alone.value, alone.high) == (None, 0.0, 25.0, 100.0)
+
+
+def test_columns_are_cut_evenly_into_as_few_parts_as_there_must_be() -> None:
+    assert [len(part) for part in in_parts(range(7))] == [7]
+    assert [len(part) for part in in_parts(range(8))] == [4, 4]
+    assert [len(part) for part in in_parts(range(15))] == [5, 5, 5]
+    assert in_parts([]) == []
+
+
+def test_footnotes_are_lettered_once_in_order_of_appearance() -> None:
+    cells = (Cell("1", notes=("x", "y")), Cell("2", notes=("x",), warnings=("w",)))
+    rows = (Row(Cell("head", notes=("h",)), cells),)
+    table = Table("scores", "", (Column("a"), Column("b"), Column("c")), (Group("", "", rows),))
+    assert table.letters == {"h": "a", "x": "b", "y": "c", "w": "d"}
+    many = tuple(Row(Cell(""), (Cell("", notes=(f"{at}",)),)) for at in range(30))
+    letters = Table("scores", "", (Column("a"),), (Group("", "", many),)).letters
+    assert [letters[str(at)] for at in (25, 26, 29)] == ["z", "aa", "ad"]
+
+
+def test_a_dash_always_has_a_reason() -> None:
+    assert reason_cell("one class").notes == ("one class",)
+    assert reason_cell(None).notes == ("the store gives no reason",)
+
+
+def test_results_take_over_named_fields_only() -> None:
+    sets = {"coverage": 0.9, "mean_size": 1.0, "n": 3, "subjects": [SECRET]}
+    by_group = {"sex": {"F": sets}, "id": {f"{SECRET}{at}": sets for at in range(MOST_GROUPS + 1)}}
+    row = {
+        "model": "a",
+        "kind": "backbone",
+        "protocol": "linear",
+        "n": 3,
+        "subjects": [SECRET],
+        "scores": {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6, "who": SECRET}},
+        "conformal": {"level": 0.9, **sets, "by_group": by_group},
     }
-    assert [row.scores[0].is_best for row in column.values()] == [True, False]
-    assert [len(row.scores) for row in column.values()] == [1, 1]
+    stored = {"metric": "auroc", "metrics": ["auroc"], "split": "val", "n": 3, "outputs": ["1"]}
+    stored |= {"num_bootstraps": 9, "seed": 0, "models": [row], "comparisons": []}
+    found = read_results(stored)
+    assert SECRET not in repr(found)
+    assert found.rows[0].conformal is not None
+    assert list(found.rows[0].conformal.by_group) == ["sex"]
+    assert found.rows[0].scores[0].reason is None
+    assert found.few_shot is None
+    assert found.shuffled == ()
 
 
-def test_what_cannot_be_computed_is_none_with_the_reason() -> None:
-    one_class = score_of(np.zeros(5), np.arange(5.0), metric="auroc", threshold=0.5, bootstrap=FEW)
-    assert (one_class.value, one_class.low, one_class.n) == (None, None, 5)
-    assert "both classes" in (one_class.reason or "")
-    unscored = score_of(
-        np.array([0.0, 1.0]), np.array([0.1, np.nan]), metric="auroc", threshold=0.5, bootstrap=FEW
-    )
-    assert unscored.value is None
-    assert "finite" in (unscored.reason or "")
-
-
-def test_interval_without_width_carries_a_warning_unless_the_score_is_constant() -> None:
-    label = np.array([0.0, 0.0, 1.0, 1.0])
-    perfect = score_of(label, label, metric="auroc", threshold=0.5, bootstrap=FEW)
-    assert (perfect.low, perfect.high) == (1.0, 1.0)
-    assert "narrower" in (perfect.reason or "")
-    constant = score_of(label, np.full(4, 0.5), metric="auroc", threshold=0.5, bootstrap=FEW)
-    assert (constant.value, constant.reason) == (0.5, None)
-
-
-def test_kind_that_cannot_be_scored_is_refused() -> None:
-    with pytest.raises(ValueError, match="'survival'; the report knows binary, regression"):
-        metrics_of(BINARY | {"kind": "survival"})
+@pytest.mark.parametrize("missing", ["metric", "models", "comparisons", "seed"])
+def test_results_of_another_layout_are_refused(missing: str) -> None:
+    stored = {"metric": "auroc", "metrics": ["auroc"], "split": "val", "n": 3, "outputs": ["1"]}
+    stored |= {"num_bootstraps": 9, "seed": 0, "models": [], "comparisons": []}
+    del stored[missing]
+    with pytest.raises(KeyError, match=missing):
+        read_results(stored)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evaluation.backbones.embedder import EmbedderError
 from evaluation.leakage.gate import LeakageError
-from evaluation.run import EvaluationConfig, main
+from evaluation.run import main
+from evaluation.scoring.config import EvaluationConfig
 from evaluation.statistics.metrics import measure
 from evaluation.storing import store
-from evaluation.tasks.task import TaskError
-from foundation.backbone import BackboneError
+from evaluation.tasks.labels import TaskError
 from recipes.load import parse
 from shards.codec import source_digest
 from shards.scan import read_scan
@@ -32,8 +33,11 @@ def config(place: Any) -> Callable[..., EvaluationConfig]:
             "backbones": {"mae": str(place.root / "runs" / "mae" / "backbone")},
             "random_init": {"seeds": [0]},
             "tasks": [str(place.card())],
-            "few_shot": {"shots": [1, 4, 32], "num_draws": 5},
+            "few_shot": {"shots": [1, 4, 32], "fractions": [0.5], "num_draws": 5},
             "num_bootstraps": 50,
+            "num_permutations": 50,
+            "spread": 3,
+            "protocols": ["linear", "knn"],
             "ledger": str(place.root / "openings.jsonl"),
             "device": "cpu",
             **changes,
@@ -77,11 +81,18 @@ def test_the_whole_command(place: Any, config: Any, capsys: Any) -> None:
     voxels = rows[(rows["model"] == "voxels") & (rows["protocol"] == "linear")]
     assert measure(voxels["label"], voxels["score"], "auroc") > 0.9
     assert set(store.read_predictions(where, "folds")["split"]) == {"cv"}
-    assert set(store.read_few_shot(where, "bright")["shots"]) == {1, 4}
-    assert store.read_few_shot(where, "size") is None
+    drawn = store.read_few_shot(where, "bright")
+    assert set(zip(drawn["x"], drawn["unit"], strict=True)) == {
+        (1, "shots"), (4, "shots"), (0.5, "fraction")
+    }  # fmt: skip
+    assert set(store.read_few_shot(where, "size")["unit"]) == {"fraction"}
+    assert store.read_few_shot(where, "folds") is None
     reasons = {(each["task"], each["reason"].split(":")[0]) for each in run["skipped"]}
     assert ("bright", "32 shots") in reasons
-    assert ("size", "few-shot draws are per class; this is a regression") in reasons
+    assert (
+        "folds",
+        "few-shot draws need a training split; this task is cross-validated",
+    ) in reasons
     assert store.read_curves(where)["mae"]["loss"] == [1.0, 0.5, 1 / 3]
     assert store.read_pictures(where, "mae_reconstructions")["original"].shape == (1, 3, 4)
     assert store.read_pictures(where, "cohort")["bright__1__0"].shape == (9, 11)
@@ -175,12 +186,28 @@ def test_a_missing_key_cannot_prove_anything(place: Any, config: Any) -> None:
 
 
 def test_what_a_user_can_get_wrong_is_one_line(place: Any, config: Any) -> None:
-    with pytest.raises(BackboneError, match="is no folder"):
+    with pytest.raises(EmbedderError, match="is no folder"):
         main(config())
     place.backbone("mae")
-    place.rewrite(lambda row: {**row, "bright": "0"} if row["split"] == "test" else row)
-    with pytest.raises(TaskError, match="the test split has one class"):
+    with pytest.raises(ValueError, match=r"backbones\.volume: this is the name of a floor"):
+        main(config(backbones={"volume": str(place.root / "runs" / "mae" / "backbone")}))
+    with pytest.raises(ValueError, match="two cards are named 'bright'"):
+        main(config(tasks=[str(place.card()), str(place.card())]))
+    place.rewrite(lambda row: {**row, "bright": "0"} if row["split"] == "train" else row)
+    with pytest.raises(TaskError, match="train"):
         main(config())
+
+
+def test_a_split_of_one_class_has_no_score_but_a_reason(place: Any, config: Any) -> None:
+    place.backbone("mae")
+    place.rewrite(lambda row: {**row, "bright": "0"} if row["split"] == "test" else row)
+    main(config(test="open", protocols=["linear"], few_shot=None))
+    found = store.read_statistics(place.root / "stores" / "tiny", "bright")
+    score = found["models"][0]["scores"]["auroc"]
+    assert (score["value"], score["low"]) == (None, None)
+    assert "both classes" in score["reason"]
+    line = json.loads((place.root / "openings.jsonl").read_text())
+    assert line["scores"]["bright"][0]["score"] is None
 
 
 def test_the_command_ends_in_one_line(place: Any, project: Path) -> None:

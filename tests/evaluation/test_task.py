@@ -1,39 +1,49 @@
+"""The subjects of a task: who, in which split, and what is refused in one line."""
+
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evaluation.tasks.task import TaskError, count_groups, describe_label
+from evaluation.tasks.describe import count_groups, describe_label, groups_of
+from evaluation.tasks.labels import TaskError
 from recipes.load import RecipeError
+from tests.evaluation.toy_cohort import ToyCohort
 
 
-def test_subjects_are_pseudonyms_in_splits(place: Any) -> None:
-    task = place.task()
+@pytest.fixture
+def toy(tmp_path: Path) -> ToyCohort:
+    return ToyCohort(tmp_path)
+
+
+def test_subjects_are_pseudonyms_in_splits(toy: ToyCohort) -> None:
+    task = toy.task()
     assert [len(task.rows(split)) for split in ("train", "val", "test")] == [40, 16, 16]
-    assert set(task.subjects) == {place.pseudonym(row["subject"]) for row in place.rows()}
+    assert set(task.subjects) == {toy.pseudonym(row["subject"]) for row in toy.rows}
     assert count_groups(task) == {"sex": {"F": 36, "M": 36}}
 
 
-def test_scans_of_a_subject_become_one_row(place: Any) -> None:
-    place.rewrite(lambda row: {**row, "subject": f"p{int(row['subject'][-3:]) // 2}"})
-    task = place.task()
+def test_scans_of_a_subject_become_one_row(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: {**row, "subject": f"p{int(row['subject'][-3:]) // 2}"})
+    task = toy.task()
     assert len(task.subjects) == 36
     assert all(len(scans) == 2 for scans in task.scans)
 
 
-def test_labels_that_disagree_within_a_subject_are_refused(place: Any) -> None:
+def test_labels_that_disagree_within_a_subject_are_refused(toy: ToyCohort) -> None:
     def merge(row: dict[str, str]) -> dict[str, str]:
         return {**row, "subject": f"p{int(row['subject'][-3:]) // 4}", "split": "train"}
 
-    place.rewrite(merge)
+    toy.rewrite(merge)
     with pytest.raises(TaskError, match="2 different values of 'bright'"):
-        place.task()
+        toy.task()
 
 
-def test_the_threshold_comes_from_the_training_split(place: Any) -> None:
+def test_the_threshold_comes_from_the_training_split(toy: ToyCohort) -> None:
     label = {"column": "size", "at_most_quantile": 0.25}
-    task = place.task(label=label)
-    sizes = {place.pseudonym(row["subject"]): float(row["size"]) for row in place.rows()}
+    task = toy.task(label=label)
+    sizes = {toy.pseudonym(row["subject"]): float(row["size"]) for row in toy.rows}
     values = np.array([sizes[subject] for subject in task.subjects])
     threshold = np.quantile(values[task.rows("train")], 0.25)
     assert task.threshold == pytest.approx(threshold)
@@ -44,28 +54,57 @@ def test_the_threshold_comes_from_the_training_split(place: Any) -> None:
         moved = float(row["size"]) - (20 if row["split"] != "train" else 0)
         return {**row, "size": str(moved)}
 
-    place.rewrite(shifted)
-    assert place.task(label=label).threshold == pytest.approx(threshold)
+    toy.rewrite(shifted)
+    assert toy.task(label=label).threshold == pytest.approx(threshold)
 
 
-def test_scans_without_a_label_are_counted(place: Any) -> None:
-    place.rewrite(lambda row: {**row, "bright": "" if row["subject"] == "patient003" else "01"[
+def test_scans_without_a_label_are_counted(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: {**row, "bright": "" if row["subject"] == "patient003" else "01"[
         int(row["bright"])]})  # fmt: skip
-    task = place.task()
+    task = toy.task()
     assert (len(task.subjects), task.num_unlabelled, len(task.candidates)) == (71, 1, 72)
 
 
+def test_a_training_split_with_one_class_is_one_clear_line(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: {**row, "bright": "0"} if row["split"] == "train" else row)
+    with pytest.raises(TaskError, match=r"task bright: the train split has one class \(all"):
+        toy.task()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_one_class_in_a_scored_split_is_left_to_statistics(toy: ToyCohort, split: str) -> None:
+    toy.rewrite(lambda row: {**row, "bright": "0"} if row["split"] == split else row)
+    task = toy.task()
+    assert set(task.label[task.rows(split)]) == {0.0}
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_a_split_with_one_class_is_one_clear_line(place: Any, split: str) -> None:
-    place.rewrite(lambda row: {**row, "bright": "0"} if row["split"] == split else row)
-    with pytest.raises(TaskError, match=rf"task bright: the {split} split has one class \(all"):
-        place.task()
+def test_a_split_without_subjects_is_one_clear_line(toy: ToyCohort, split: str) -> None:
+    toy.rewrite(lambda row: None if row["split"] == split else row)
+    with pytest.raises(TaskError, match=rf"the {split} split has no subject"):
+        toy.task()
 
 
-def test_a_rare_class_does_not_fill_the_folds(place: Any) -> None:
-    place.rewrite(lambda row: {**row, "bright": str(int(row["subject"] < "patient003"))})
-    with pytest.raises(TaskError, match="3 subjects of the rarer class do not fill 5 folds"):
-        place.task(protocol={"repeated_cv": {"folds": 5}})
+def test_a_rare_class_does_not_fill_the_folds(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: {**row, "bright": str(int(row["subject"] < "patient003"))})
+    with pytest.raises(TaskError, match="3 subjects of class '1' do not fill 5 folds"):
+        toy.task(protocol={"repeated_cv": {"folds": 5}})
+
+
+def test_other_data_than_the_cards_is_refused(toy: ToyCohort) -> None:
+    found = toy.task().cohort.digest
+    assert toy.task(data_digest=found[:12]).cohort.digest == found
+    toy.rewrite(lambda row: {**row, "part": "neck"})
+    with pytest.raises(TaskError, match=f"the card asks for {found[:12]}"):
+        toy.task(data_digest=found)
+
+
+def test_groups_name_a_missing_value(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: {**row, "sex": "" if row["subject"] == "patient003" else row["sex"]})
+    task = toy.task()
+    assert count_groups(task) == {"sex": {"F": 35, "M": 36, "missing": 1}}
+    at = task.subjects.index(toy.pseudonym("patient003"))
+    assert groups_of(task)["sex"][at] == "missing"
 
 
 @pytest.mark.parametrize(
@@ -74,20 +113,41 @@ def test_a_rare_class_does_not_fill_the_folds(place: Any) -> None:
         ({"label": {"column": "brihgt"}}, TaskError, "did you mean 'bright'"),
         ({"groups": ["sax"]}, TaskError, "did you mean 'sex'"),
         ({"where": {"part": ["foot"]}}, TaskError, "no scan of cohort tiny"),
-        ({"label": {"column": "age"}}, TaskError, "a binary label is 0 or 1"),
-        ({"label": {"column": "sex"}}, TaskError, "not a number"),
+        ({"label": {"column": "age"}}, TaskError, "a label of a binary task is 0 or 1"),
+        (
+            {"label": {"column": "sex"}},
+            TaskError,
+            "say which value counts as 1 with label.positive",
+        ),
         ({"protocol": {}}, RecipeError, "either split or repeated_cv"),
         ({"floors": {"voxels": {"grid": [9, 8, 8], "pool": 2}}}, RecipeError, "does not divide"),
         ({"lable": {}}, RecipeError, "did you mean 'label'"),
+        ({"label": {}}, RecipeError, "kind binary: the label needs column"),
+        (
+            {"label": {"column": "bright", "levels": [0, 1], "classes": [0, 1]}},
+            RecipeError,
+            "has no classes and no levels; it takes at_most_quantile, column, positive",
+        ),
+        (
+            {
+                "label": {"column": "size", "at_most_quantile": 0.3},
+                "protocol": {"repeated_cv": {}},
+            },
+            RecipeError,
+            "makes a binary task of a task with a split",
+        ),
+        ({"primary_metric": "r2"}, RecipeError, "kind binary has no metric 'r2'; it has auroc"),
+        ({"near_duplicates": "allowed"}, RecipeError, "near_duplicates_reason go together"),
+        ({"data_digest": "abc"}, RecipeError, "data_digest"),
         (
             {"label": {"column": "size", "at_most_quantile": 0.3}, "kind": "regression"},
             RecipeError,
-            "makes a binary task",
+            "kind regression: the label has no at_most_quantile",
         ),
     ],
 )
 def test_bad_cards_are_one_clear_line(
-    place: Any, changes: dict[str, Any], error: type[Exception], words: str
+    toy: ToyCohort, changes: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        place.task(**changes)
+        toy.task(**changes)

@@ -20,6 +20,7 @@ from foundation.backbone import (
 )
 from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig, build_vit
+from foundation.windows import prepare
 from shards.scan import Scan
 
 CONFIG = VitConfig(size="toy", patch_size=(4, 8, 6), depth=2)
@@ -222,7 +223,7 @@ def test_windows_are_pooled_and_padding_does_not_count() -> None:
     """Against the definition: each window by itself, patch tokens weighted by what they see."""
     backbone = random_backbone(CONFIG, preprocessing=PREPROCESSING, seed=1)
     wide = scan((8, 16, 27))
-    volume, inside = backbone._volume(wide)
+    volume, inside, _ = prepare(wide, preprocessing=PREPROCESSING, device="cpu")
     assert volume.shape == wide.voxels.shape
     assert inside.all()
     with torch.inference_mode():
@@ -236,7 +237,7 @@ def test_windows_are_pooled_and_padding_does_not_count() -> None:
     # 4 of 8 slices are inside, in the middle: no row of patches is free of the scan along D.
     # 4 of 18 columns are inside, all in the second of three patches.
     narrow = scan((4, 16, 4))
-    volume, inside = backbone._volume(narrow)
+    volume, inside, _ = prepare(narrow, preprocessing=PREPROCESSING, device="cpu")
     assert volume.shape == PREPROCESSING.crop_shape
     assert inside[2:6, :, 7:11].all()
     assert inside.sum() == narrow.voxels.size

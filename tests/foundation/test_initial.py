@@ -223,8 +223,12 @@ def test_a_provenance_owns_up_to_what_came_before(own: Path, tmp_path: Path) -> 
     keep_beginning(tmp_path, find_beginning(section(own), vit_config=OWN))
     kept = kept_beginning(tmp_path)
     assert kept is not None
-    now = {"name": "second", "subjects": ["a", "b"], "source_digests": ["1" * 64]}
+    now = {
+        "name": "second", "subjects": ["a", "b"], "source_digests": ["1" * 64],
+        "perceptual_hashes": ["3" * 64],
+    }  # fmt: skip
     provenance = with_beginning(now, kept)
+    assert "perceptual_hashes" not in provenance, "the first one's are unknown"
     assert provenance["subjects"] == ["a", "b", "c"]
     assert provenance["source_digests"] == ["1" * 64, "2" * 64]
     begun_from = provenance["initialised_from"]

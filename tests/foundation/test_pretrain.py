@@ -205,6 +205,7 @@ def test_a_finished_run_has_everything_and_is_not_run_again(
     )
     assert len(backbone.provenance["subjects"]) == 5
     assert len(backbone.provenance["source_digests"]) == 10
+    assert backbone.provenance["perceptual_hashes"] == [], "the toy shards have none"
     assert backbone.provenance["scans_seen"] == 24
     assert "toy-" not in json.dumps(backbone.provenance)
     with np.load(run / "pictures" / "reconstructions.npz") as pictures:

@@ -2,13 +2,14 @@
 
 import ast
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from evaluation.run import EvaluationConfig
-from evaluation.tasks.task import TaskCard
+from evaluation.scoring.config import EvaluationConfig
+from evaluation.tasks.card import TaskCard
 from foundation.recipe import PretrainConfig
 from recipes.load import Section, load
 from shards.build import BuildConfig
@@ -33,6 +34,7 @@ def sections_in(annotation: Any) -> Iterator[type[Section]]:
         yield from sections_in(part)
 
 
+@lru_cache
 def attributes_read(project: Path) -> set[str]:
     """Every ``x.name`` that some module of the packages loads, and the keys of its tables."""
     found: set[str] = set()
@@ -62,7 +64,7 @@ def test_every_field_of_the_schema_is_read_by_code(kind: str, project: Path) -> 
     "path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_every_recipe_loads_and_refuses_a_misspelt_key(path: Path) -> None:
-    schema = SCHEMAS[path.parent.name]
+    schema = SCHEMAS[path.relative_to(RECIPES).parts[0]]
     load(path, schema)
     with pytest.raises(ValueError, match="unknown key 'namee', did you mean 'name'"):
         load(path, schema, ["namee=x"])

@@ -90,7 +90,7 @@ def test_one_clear_line_for_each_fault(
     [
         ("split: {train: 0.5, val: 0.2}\n", "add up to 1, got 0.7"),
         ("split: {column: part, train: 1}\n", "not both"),
-        ("npz: a.npz\n", "either table or npz"),
+        ("npz: a.npz\n", "either table or npz or msd"),
         ("license: x\n", "did you mean 'licence'"),
     ],
 )
@@ -120,6 +120,8 @@ def test_digest_follows_the_table_and_not_its_place(tmp_path: Path) -> None:
     other = _cohort(tmp_path / "two", TABLE, "case\n2\n")
     assert one.digest == two.digest
     assert one.digest != other.digest
+    spelt_out = _cohort(tmp_path / "two", TABLE + "npz: null\nmasks: {}\n", "case\n1\n")
+    assert spelt_out.digest == one.digest
 
 
 @pytest.mark.real
@@ -166,6 +168,11 @@ def test_several_sequences_and_masks(tmp_path: Path) -> None:
     assert third.sequences == {"t1w": str(folder / "c.nii")}
     assert [row.visit for row in (first, second, third)] == [3, -4, None]
     assert first.mask is None
+
+
+def test_an_empty_cell_is_no_mask(tmp_path: Path) -> None:
+    rows = _cohort(tmp_path, TABLE + 'mask: "{m}"\n', "case,m\n1,a.nii\n2,\n").rows
+    assert [row.mask for row in rows] == [str(tmp_path / "toy/a.nii"), None]
 
 
 def test_a_row_without_any_sequence_is_refused(tmp_path: Path) -> None:

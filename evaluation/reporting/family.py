@@ -1,0 +1,108 @@
+"""What only the whole report can say: Holm over every comparison shown, ranks over the tasks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from evaluation.reporting.content import Content, Task
+from evaluation.reporting.numbers import plural
+from evaluation.reporting.picks import one_per_model
+from evaluation.reporting.titles import is_lower_better
+from evaluation.statistics.paired import average_ranks, holm
+
+FEWEST_TASKS = 3
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Average ranks of the models that have a score in every one of ``tasks``; 1 is the best.
+
+    Attributes:
+        ranks: By model, the best first; empty with the reason.
+        tasks: Names of the tasks.
+        left_out: Models without a score in some of them.
+        critical_difference: Two average ranks that are closer cannot be told apart (Nemenyi).
+        p: Of Friedman's test that all models are alike.
+        reason: Why there are no ranks.
+    """
+
+    ranks: dict[str, float]
+    tasks: tuple[str, ...]
+    left_out: tuple[str, ...]
+    critical_difference: float | None
+    p: float | None
+    reason: str | None
+
+
+def family_size(contents: Sequence[Content]) -> int:
+    """How many comparisons with a p the report shows."""
+    return len(_known(contents))
+
+
+def with_holm(contents: Sequence[Content]) -> list[Content]:
+    """The same contents, each comparison with its p adjusted for all that the report shows."""
+    found = _known(contents)
+    adjusted = iter(holm(found).tolist() if found else [])
+    return [
+        replace(content, tasks=tuple(_adjusted(task, adjusted) for task in content.tasks))
+        for content in contents
+    ]
+
+
+def _known(contents: Sequence[Content]) -> list[float]:
+    tasks = [task for content in contents for task in content.tasks]
+    return [one.p for task in tasks for one in task.results.comparisons if one.p is not None]
+
+
+def _adjusted(task: Task, adjusted: Iterator[float]) -> Task:
+    comparisons = tuple(
+        one if one.p is None else replace(one, p_holm=next(adjusted))
+        for one in task.results.comparisons
+    )
+    return replace(task, results=replace(task.results, comparisons=comparisons))
+
+
+def ranks_of(content: Content) -> Ranks:
+    """Average ranks over the tasks on which every backbone has a primary score.
+
+    A model without a score in one of these tasks is not ranked: its average would be over easier
+    or harder ones.
+    """
+    values = {task.name: _primary(task) for task in content.tasks}
+    backbones = [model.name for model in content.models if model.kind == "backbone"]
+    tasks = [
+        task
+        for task in content.tasks
+        if backbones and all(values[task.name].get(model) is not None for model in backbones)
+    ]
+    names = tuple(task.name for task in tasks)
+    if len(tasks) < FEWEST_TASKS:
+        reason = (
+            f"every backbone has a score on {plural(len(tasks), 'task')}; there is no rank under "
+            f"{FEWEST_TASKS}"
+        )
+        return Ranks({}, names, (), None, None, reason)
+    scored = {model for one in values.values() for model in one}
+    known = [model.name for model in content.models if model.name in scored]
+    ranked = [
+        model for model in known if all(values[name].get(model) is not None for name in names)
+    ]
+    table = np.array([[values[name][model] for model in ranked] for name in names], dtype=float)
+    found = average_ranks(
+        table,
+        lower_is_better=[is_lower_better(task.results.metric) for task in tasks],
+    )
+    order = sorted(zip(found.ranks.tolist(), ranked, strict=True), key=lambda one: one[0])
+    return Ranks(
+        {model: rank for rank, model in order},
+        names,
+        tuple(model for model in known if model not in ranked),
+        found.critical_difference,
+        found.friedman_p,
+        None,
+    )
+
+
+def _primary(task: Task) -> dict[str, float | None]:
+    return {row.model: row.scores[0].value for row in one_per_model(task.results.rows)}

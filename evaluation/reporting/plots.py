@@ -1,0 +1,148 @@
+"""Which lines a task's figures show, with their legend and caption; drawing is in figures/."""
+
+from dataclasses import dataclass
+
+from evaluation.reporting import picks
+from evaluation.reporting.content import Content, Task
+from evaluation.reporting.figures.chart import colours
+from evaluation.reporting.figures.curves import Line, Risk, few_shot_svg, risk_coverage_svg
+from evaluation.reporting.figures.reliability import MOST_PANELS, Panel, reliability_svg
+from evaluation.reporting.results import FewShotCurve, FewShotPoint
+from evaluation.reporting.tables.few_shot import UNITS
+from evaluation.reporting.titles import constant_score, metric_title, protocol_title, split_title
+
+MOST_LINES = 8
+
+
+@dataclass(frozen=True)
+class Key:
+    """One line of a legend; a floor's line is dashed."""
+
+    title: str
+    colour: str
+    is_dashed: bool
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing with what the page writes around it."""
+
+    label: str
+    svg: str
+    legend: tuple[Key, ...]
+    caption: str
+    is_wide: bool = False
+
+
+def few_shot_plots(content: Content, task: Task) -> list[Plot]:
+    """Curves over shots, and over fractions, of those that the task has."""
+    curves = _shown_curves(content, task)
+    plots = []
+    for unit in UNITS:
+        shown = [one for one in curves if any(_is_drawn(point, unit) for point in one.points)]
+        if not shown:
+            continue
+        metric = task.results.metric
+        svg = few_shot_svg(
+            [_line(curve, unit) for curve in shown],
+            unit=unit,
+            metric=metric_title(metric),
+            chance=constant_score(metric),
+        )
+        what = "shots per class" if unit == "shots" else "label fractions"
+        plots.append(
+            Plot(
+                f"{what} of {task.card['title']}",
+                svg,
+                _legend(content, [(one.model, one.kind) for one in shown]),
+                f"{metric_title(metric)} ({protocol_title(shown[0].protocol)}, "
+                f"{split_title(task.results.split)}): mean over draws, band from the 5th to the "
+                "95th percentile; dashed: floors. The tables hold every model.",
+            )
+        )
+    return plots
+
+
+def _is_drawn(point: FewShotPoint, unit: str) -> bool:
+    return point.unit == unit and point.mean is not None
+
+
+def _shown_curves(content: Content, task: Task) -> list[FewShotCurve]:
+    """Of one protocol: backbones, then the floors with the largest area, as many as fit."""
+    found = task.results.few_shot
+    if found is None or not found.curves:
+        return []
+    protocols = [curve.protocol for curve in found.curves]
+    has_preferred = picks.PREFERRED_PROTOCOL in protocols
+    main = picks.PREFERRED_PROTOCOL if has_preferred else protocols[0]
+    curves = [curve for curve in found.curves if curve.protocol == main]
+    backbones = [curve for curve in curves if curve.kind == "backbone"][:MOST_LINES]
+    floors = [curve for curve in curves if curve.kind == "floor"]
+    by_area = sorted(floors, key=lambda one: (one.model != found.reference, -(one.area or 0.0)))
+    order = [model.name for model in content.models]
+    shown = by_area[: max(0, MOST_LINES - len(backbones))]
+    return backbones + sorted(shown, key=lambda one: order.index(one.model))
+
+
+def _line(curve: FewShotCurve, unit: str) -> Line:
+    drawn = [point for point in curve.points if _is_drawn(point, unit)]
+    known = sorted(drawn, key=lambda point: point.x)
+    return Line(
+        x=[point.x for point in known],
+        middle=[point.mean or 0.0 for point in known],
+        low=[point.low if point.low is not None else point.mean or 0.0 for point in known],
+        high=[point.high if point.high is not None else point.mean or 0.0 for point in known],
+        is_floor=curve.kind == "floor",
+    )
+
+
+def reliability_plot(content: Content, task: Task) -> Plot | None:
+    """A panel for the strongest floor and for as many backbones as fit."""
+    rows = [row for row in picks.featured(task.results.rows) if row.calibration]
+    backbones = [row for row in rows if row.kind == "backbone"]
+    floors = [row for row in rows if row.kind == "floor"]
+    rows = backbones[: MOST_PANELS - len(floors)] + floors
+    panels = [
+        Panel(content.titles[row.model], row.calibration.before.bins, row.calibration.after.bins)
+        for row in rows
+        if row.calibration and (row.calibration.before.bins or row.calibration.after.bins)
+    ]
+    if not panels:
+        return None
+    first, second = colours(2)
+    return Plot(
+        f"Reliability of {task.card['title']}",
+        reliability_svg(panels),
+        (Key("before temperature scaling", first, True), Key("after", second, False)),
+        "Reliability in 15 bins of equal numbers of subjects; on the diagonal a probability comes "
+        f"true as often as it says. Backbones{' and the strongest floor' if floors else ''}, "
+        "main protocol.",
+        is_wide=True,
+    )
+
+
+def risk_plot(content: Content, task: Task) -> Plot | None:
+    """Risk-coverage curves of the backbones and the strongest floor."""
+    rows = [row for row in picks.featured(task.results.rows) if row.risk_coverage]
+    rows = rows[: MOST_LINES - 1] + rows[MOST_LINES - 1 :][-1:]
+    if not rows:
+        return None
+    lines = [
+        Risk(row.risk_coverage.coverage, row.risk_coverage.risk, row.kind == "floor")
+        for row in rows
+        if row.risk_coverage
+    ]
+    return Plot(
+        f"Risk and coverage of {task.card['title']}",
+        risk_coverage_svg(lines),
+        _legend(content, [(row.model, row.kind) for row in rows]),
+        "Risk among the most certain share of subjects: a model that knows what it does not know "
+        "falls towards the left. Dashed: the strongest floor.",
+    )
+
+
+def _legend(content: Content, models: list[tuple[str, str]]) -> tuple[Key, ...]:
+    return tuple(
+        Key(content.titles[model], colour, kind == "floor")
+        for (model, kind), colour in zip(models, colours(len(models)), strict=True)
+    )

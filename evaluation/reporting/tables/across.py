@@ -1,0 +1,197 @@
+"""The tables over several tasks: the overview, grouped by metric, and average ranks."""
+
+from collections.abc import Sequence
+
+from evaluation.reporting import picks
+from evaluation.reporting.content import Content, Task
+from evaluation.reporting.family import Ranks
+from evaluation.reporting.numbers import interval, number, p_sentence, plural, signed
+from evaluation.reporting.results import ModelResult
+from evaluation.reporting.tables.scores import grouped, methods_of, model_cell, score_cell
+from evaluation.reporting.tables.table import (
+    MOST_COLUMNS,
+    Cell,
+    Column,
+    Group,
+    Row,
+    Table,
+    in_parts,
+    reason_cell,
+)
+from evaluation.reporting.titles import (
+    is_lower_better,
+    metric_title,
+    protocol_title,
+    split_title,
+)
+from evaluation.reporting.words import counted
+
+
+def overview(content: Content) -> list[Table]:
+    """Backbones and floors by task, in tables that fit a page; tasks of one metric stand together
+    and each column names its metric."""
+    return [_overview(content, tasks) for tasks in _packed(content.tasks)]
+
+
+def _packed(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Tables of at most ``MOST_COLUMNS`` tasks; a metric is split only where it must be."""
+    by_metric: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_metric.setdefault(task.results.metric, []).append(task)
+    parts = [part for group in by_metric.values() for part in in_parts(group)]
+    packed: list[list[Task]] = []
+    for part in parts:
+        if packed and len(packed[-1]) + len(part) <= MOST_COLUMNS:
+            packed[-1] += part
+        else:
+            packed.append(list(part))
+    return packed
+
+
+def _overview(content: Content, tasks: Sequence[Task]) -> Table:
+    chosen = [{row.model: row for row in picks.one_per_model(task.results.rows)} for task in tasks]
+    models = [model for model in content.models if any(model.name in column for column in chosen)]
+    rows = [(model.kind, _overview_row(content, model.name, tasks, chosen)) for model in models]
+    metrics = list(dict.fromkeys(metric_title(task.results.metric) for task in tasks))
+    methods = [
+        methods_of(list(column.values()), [task.results.metric], draws=task.results.num_bootstraps)
+        for task, column in zip(tasks, chosen, strict=True)
+    ]
+    return Table(
+        section="scores",
+        title=f"Backbones and floors: {', '.join(metrics)}",
+        columns=(Column("Model"), *(_column(content, task) for task in tasks)),
+        groups=(*grouped(rows), *_verdicts(content, tasks)),
+        lines=(
+            "One row per model, by its main protocol, with 95% intervals over subjects. Bold: the "
+            "best point estimate of a task. Columns of different metrics are not to be compared.",
+        ),
+        method="; ".join(dict.fromkeys(method for method in methods if method)),
+    )
+
+
+def _column(content: Content, task: Task) -> Column:
+    results = task.results
+    counts = {(row.n, row.positives) for row in picks.one_per_model(results.rows)}
+    lower = ", lower is better" if is_lower_better(results.metric) else ""
+    under = [f"{metric_title(results.metric)}{lower}", split_title(results.split)]
+    if len(counts) == 1:
+        ((n, positives),) = counts
+        under.append(f"n = {n:,}")
+        if positives is not None:
+            under.append(counted(positives, task.card["kind"]))
+    return Column(task.card["title"], tuple(under), link=f"{content.name}-{task.name}")
+
+
+def _overview_row(
+    content: Content,
+    model: str,
+    tasks: Sequence[Task],
+    chosen: Sequence[dict[str, ModelResult]],
+) -> Row:
+    cells = []
+    for task, column in zip(tasks, chosen, strict=True):
+        if model not in column:
+            cells.append(reason_cell(_reason_without_score(task, model)))
+            continue
+        best = picks.best_of(task.results.metric, (row.scores[0].value for row in column.values()))
+        cell = score_cell(
+            column[model].scores[0], best=best, warnings=content.warnings(task.name, model)
+        )
+        cells.append(_remarked(cell, column[model], task, len({row.n for row in column.values()})))
+    return Row(model_cell(content, model), tuple(cells))
+
+
+def _remarked(cell: Cell, row: ModelResult, task: Task, num_counts: int) -> Cell:
+    """``cell`` with n where models differ in it, and with the protocol where it is another one."""
+    main = picks.main_protocol(task.results.rows)
+    under = (*cell.under, f"n = {row.n:,}") if num_counts > 1 else cell.under
+    notes = cell.notes
+    if row.protocol != main:
+        notes = (*notes, f"{protocol_title(row.protocol)}, not {protocol_title(main)}")
+    return Cell(cell.text, under=under, notes=notes, warnings=cell.warnings, is_best=cell.is_best)
+
+
+def _reason_without_score(task: Task, model: str) -> str:
+    reasons = [
+        one["reason"]
+        for one in task.skipped
+        if one["model"] in (model, None) and one["protocol"] != "few_shot"
+    ]
+    return str(reasons[0]) if reasons else "not part of this task"
+
+
+def _verdicts(content: Content, tasks: Sequence[Task]) -> tuple[Group, ...]:
+    """The strongest backbone less the strongest floor, of each task."""
+    cells = []
+    for task in tasks:
+        found = picks.verdict(task.results)
+        if found is None or found.difference is None:
+            reason = found.reason if found else "no backbone was compared with a floor here"
+            cells.append(reason_cell(reason))
+            continue
+        under = [interval(found.low, found.high, found.difference)]
+        if found.p_holm is not None:
+            under.append(p_sentence(found.p_holm))
+        note = f"{content.titles[found.a]} less {content.titles[found.b]}"
+        warnings = content.warnings(task.name, found.a, found.b)
+        text = signed(found.difference, found.low, found.high)
+        lines = tuple(line for line in under if line)
+        cells.append(Cell(text, under=lines, notes=(note,), warnings=tuple(warnings)))
+    if all(cell.text == reason_cell("").text for cell in cells):
+        return ()
+    head = Cell(
+        "Best backbone less best floor",
+        notes=("both picked by their point estimates; p adjusted by Holm in this report",),
+    )
+    return (Group("Against the floors", "verdict", (Row(head, tuple(cells)),)),)
+
+
+def ranks_table(content: Content, ranks: Ranks) -> Table:
+    """Average ranks, the best first; or the reason why there are none."""
+    kinds = {model.name: model.kind for model in content.models}
+    if not ranks.ranks:
+        rows = (Row(Cell("No ranks"), (reason_cell(ranks.reason), Cell())),)
+        groups: tuple[Group, ...] = (Group("", "floor", rows),)
+    else:
+        groups = grouped(
+            [
+                (
+                    kinds[model],
+                    Row(
+                        model_cell(content, model),
+                        (
+                            Cell(
+                                f"{rank:.2f}",
+                                warnings=tuple(content.rank_warnings(ranks.tasks, model)),
+                            ),
+                            Cell(str(len(ranks.tasks))),
+                        ),
+                    ),
+                )
+                for model, rank in ranks.ranks.items()
+            ]
+        )
+    return Table(
+        section="ranks",
+        title=f"Average rank over {plural(len(ranks.tasks), 'task')}",
+        columns=(Column("Model"), Column("Average rank", ("1 is the best",)), Column("Tasks")),
+        groups=groups,
+        lines=_rank_lines(content, ranks),
+        method="ranks of point estimates by the main protocol",
+    )
+
+
+def _rank_lines(content: Content, ranks: Ranks) -> tuple[str, ...]:
+    lines = []
+    if ranks.critical_difference is not None:
+        lines.append(
+            f"Nemenyi: average ranks that are closer than {number(ranks.critical_difference)} "
+            "cannot be told apart at the 5% level."
+        )
+    if ranks.p is not None:
+        lines.append(f"Friedman's test that all models are alike: {p_sentence(ranks.p)}.")
+    if ranks.left_out:
+        names = ", ".join(content.titles[model] for model in ranks.left_out)
+        lines.append(f"Not ranked, without a score in every one of these tasks: {names}.")
+    return tuple(lines)

@@ -1,0 +1,139 @@
+"""Everything an evaluation reads, loaded and named by digests."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from evaluation.backbones.entries import load_embedders
+from evaluation.backbones.entry import Entry
+from evaluation.extraction.features import content_of
+from evaluation.floors.registry import floor_entries
+from evaluation.scoring.config import EvaluationConfig
+from evaluation.tasks.task import Task, load_task
+from recipes.load import digest
+from shards.pseudonym import load_key
+
+ROOT = Path(__file__).parent.parent
+# Whose change leaves every prediction as it was.
+_NEVER_SCORED_BY = ("reporting", "claiming", "statistics", "storing")
+# Metrics are what settings are chosen by.
+_CHOSEN_BY = ("statistics/metrics.py", "statistics/binary.py", "statistics/multiclass.py",
+              "statistics/continuous.py", "statistics/survival.py")  # fmt: skip
+
+
+class Inputs(NamedTuple):
+    """What a run reads.
+
+    Attributes:
+        tasks: In the order of the recipe.
+        entries: Every row of the tables: backbones, untrained networks, floors.
+        recipe_digest: Of settings and backbones, which is what a test split is opened for.
+        inputs_digest: Of everything, so that a run that would give the same is not repeated.
+        task_digests: Of each task with its scans.
+        scoring_code: Of the files that make predictions.
+        statistics_code: Of the files that make statistics.
+        protocols: Of backbones, in the recipe.
+    """
+
+    tasks: list[Task]
+    entries: dict[str, Entry]
+    recipe_digest: str
+    inputs_digest: str
+    task_digests: dict[str, str]
+    scoring_code: str
+    statistics_code: str
+    protocols: tuple[str, ...]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """``backbone`` or ``floor`` of each row, in the order of the tables."""
+        return {name: entry.kind for name, entry in self.entries.items()}
+
+    def made_from(self, task: Task) -> dict[str, str]:
+        """By model, what its scores on a task depend on."""
+        made_of = [self.task_digests[task.card.name], self.scoring_code, *self.protocols]
+        return {name: digest([*made_of, entry.digest]) for name, entry in self.entries.items()}
+
+
+def load_inputs(config: EvaluationConfig, *, device: str) -> Inputs:
+    """Read tasks and backbones.
+
+    Raises:
+        ValueError: Anything that a recipe, a table or a backbone has wrong.
+    """
+    tasks = _load_tasks(config)
+    seeds = config.random_init.seeds
+    entries = load_embedders(config.backbones, random_seeds=seeds, device=device)
+    floors = floor_entries(tasks)
+    if taken := next((name for name in entries if name in floors), None):
+        raise ValueError(f"backbones.{taken}: this is the name of a floor; choose another")
+    entries |= floors
+    scoring, statistics = _code_digests()
+    recipe_digest = digest(
+        {
+            "tasks": [task.digest for task in tasks],
+            "models": {name: entry.digest for name, entry in entries.items()},
+            "protocols": list(config.protocols),
+            "few_shot": config.drawn.model_dump(mode="json") if config.drawn else None,
+            "seed": config.seed,
+        }
+    )
+    task_digests = {
+        task.card.name: digest([task.digest, content_of(task.candidates)]) for task in tasks
+    }
+    inputs_digest = digest(
+        {
+            "recipe": recipe_digest,
+            "config": config.model_dump(mode="json", exclude={"out", "device"}),
+            "tasks": task_digests,
+            "code": [scoring, statistics],
+        }
+    )
+    return Inputs(
+        tasks,
+        entries,
+        recipe_digest,
+        inputs_digest,
+        task_digests,
+        scoring,
+        statistics,
+        config.protocols,
+    )
+
+
+def _load_tasks(config: EvaluationConfig) -> list[Task]:
+    if config.backbones and not config.pseudonym_key.is_file():
+        raise ValueError(
+            f"{config.pseudonym_key}: no such key; overlap with pretraining is proved by the key "
+            "the shards were made with, name that one as pseudonym_key"
+        )
+    key = load_key(config.pseudonym_key)
+    tasks = [load_task(path, data_root=config.data_root, key=key) for path in config.tasks]
+    names = [task.card.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"tasks: two cards are named {twice!r}; a name stands once")
+    return tasks
+
+
+def _code_digests() -> tuple[str, str]:
+    """Of what makes predictions, and of what makes statistics of them."""
+    files = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+    packages = {name: path for name, path in files.items() if "/" in name}
+    scoring = [
+        path
+        for name, path in packages.items()
+        if not name.startswith(_NEVER_SCORED_BY) or name in _CHOSEN_BY
+    ]
+    statistics = [path for name, path in packages.items() if name.startswith("statistics")]
+    statistics.append(ROOT / "statistics" / "coverage.json")
+    return _digest_of(scoring), _digest_of(statistics)
+
+
+def _digest_of(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def entries_with_network(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Backbones and untrained networks."""
+    return {name: entry for name, entry in entries.items() if entry.embedder is not None}

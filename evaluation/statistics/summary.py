@@ -1,0 +1,256 @@
+"""All statistics of one task, from its stored predictions: what ``statistics/TASK.json`` holds.
+
+Nothing is read or written here, and no model is loaded. The same predictions and settings give the
+same numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from evaluation.statistics.delong import paired_test
+from evaluation.statistics.drawing import SharedDraws, statistic_of
+from evaluation.statistics.few_shot import MAIN_PROTOCOL, few_shot_curves
+from evaluation.statistics.metrics import METRICS, METRICS_OF
+from evaluation.statistics.one_model import Facts, model_entry, score_for
+from evaluation.statistics.paired import compare
+from evaluation.statistics.reliability import Shown
+from evaluation.statistics.rows import StatisticsError, as_columns
+from evaluation.storing.rows import Predicted, matrices
+
+if TYPE_CHECKING:
+    import pandas
+
+Floats = NDArray[np.float64]
+Key = tuple[str, str]  # model and protocol
+BACKBONE, FLOOR = "backbone", "floor"
+
+
+class Settings(NamedTuple):
+    """How much is drawn.
+
+    Attributes:
+        num_bootstraps: Draws of subjects.
+        seed: Of draws, flips and folds.
+        num_permutations: Random flips of a comparison.
+        cv_folds: Folds of one repeat of the task's cross-validation, or None.
+    """
+
+    num_bootstraps: int = 2000
+    seed: int = 0
+    num_permutations: int = 2000
+    cv_folds: int | None = None
+
+
+class _Scored(NamedTuple):
+    """What the primary metric is computed on."""
+
+    subjects: tuple[str, ...]
+    label: Floats
+    score: Floats
+
+
+def summarise_task(
+    predictions: "pandas.DataFrame",
+    *,
+    task: Mapping[str, Any],
+    kinds: Mapping[str, str],
+    split: str,
+    settings: Settings,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+    few_shot: "pandas.DataFrame | None" = None,
+    few_shot_missing: Sequence[Mapping[str, Any]] = (),
+    training_spread: Mapping[Key, ArrayLike] | None = None,
+    folds: Mapping[Key, ArrayLike] | None = None,
+    shuffled: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that is said of a task, as JSON: see the store's description.
+
+    Args:
+        predictions: ``PREDICTION_COLUMNS``, all splits that are stored.
+        task: Name, kind, metric (the primary one), outputs, and prevalence: the training share of
+            positives, or of each class, which is where balanced accuracy cuts.
+        kinds: "backbone" or "floor" of each model, in the order of the table.
+        split: The shown one.
+        settings: Of draws.
+        groups: By column: the value of each subject.
+        few_shot: Score of every few-shot draw.
+        few_shot_missing: Sizes that could not be drawn: x, unit, reason.
+        training_spread: Primary metric over resampled training sets.
+        folds: Primary metric of each outer fold.
+        shuffled: The check with shuffled labels, passed on as it is.
+    """
+    kind, metric = task["kind"], task["metric"]
+    facts = Facts(
+        kind,
+        shown_metrics(kind, metric),
+        tuple(task["outputs"]),
+        task.get("prevalence"),
+        groups or {},
+        settings.cv_folds,
+    )
+    shown = _all_shown(predictions, split, kind, seed=settings.seed)
+    draws = SharedDraws(num=settings.num_bootstraps, seed=settings.seed)
+    models = []
+    for key in _in_order(shown, kinds):
+        entry = model_entry(
+            shown[key],
+            facts,
+            draws=draws,
+            training_scores=(training_spread or {}).get(key),
+            fold_scores=(folds or {}).get(key),
+        )
+        models.append({"model": key[0], "kind": kinds[key[0]], "protocol": key[1], **entry})
+    return {
+        "task": task["name"],
+        "kind": kind,
+        "metric": metric,
+        "metrics": list(facts.metrics),
+        "split": split,
+        "n": max((each["n"] for each in models), default=0),
+        "positives": models[0]["positives"] if models else None,
+        "outputs": list(facts.outputs),
+        "num_bootstraps": settings.num_bootstraps,
+        "seed": settings.seed,
+        "models": models,
+        "comparisons": _comparisons(shown, models, facts, draws, settings),
+        "few_shot": _few_shot(few_shot, few_shot_missing, kinds, metric),
+        "shuffled": dict(shuffled) if shuffled is not None else None,
+    }
+
+
+def shown_metrics(kind: str, metric: str) -> tuple[str, ...]:
+    """The metrics of a kind of task, its primary one first.
+
+    Raises:
+        StatisticsError: The metric does not score tasks of this kind.
+    """
+    if metric not in METRICS or kind not in METRICS[metric].kinds:
+        fitting = ", ".join(name for name, each in METRICS.items() if kind in each.kinds)
+        raise StatisticsError(f"{metric!r} does not score a task of kind {kind!r}; take {fitting}")
+    return (metric, *(each for each in METRICS_OF[kind] if each != metric))
+
+
+def _all_shown(
+    predictions: "pandas.DataFrame", split: str, kind: str, *, seed: int
+) -> dict[Key, Shown]:
+    """Every model and protocol on the shown split, with validation where that is another one."""
+    held = {} if split == "val" else _by_key(predictions, "val", kind)
+    found = {}
+    for key, one in _by_key(predictions, split, kind).items():
+        validation = as_columns(held[key].label, held[key].score) if key in held else None
+        label, score = as_columns(one.label, one.score)
+        found[key] = Shown(kind, label, score, one.subjects, validation, seed)
+    return found
+
+
+def _by_key(predictions: "pandas.DataFrame", split: str, kind: str) -> dict[Key, Predicted]:
+    rows = predictions[predictions["split"] == split]
+    parts = rows.groupby(["model", "protocol"], sort=True, observed=True)
+    return {(str(key[0]), str(key[1])): matrices(part, kind=kind) for key, part in parts}
+
+
+def _in_order(shown: Mapping[Key, Shown], kinds: Mapping[str, str]) -> list[Key]:
+    """Backbones before floors, models in the order of ``kinds``, the main protocol first."""
+    places = {model: place for place, model in enumerate(kinds)}
+    return sorted(
+        shown,
+        key=lambda key: (
+            kinds[key[0]] == FLOOR,
+            places[key[0]],
+            key[1] != MAIN_PROTOCOL,
+            key[1],
+        ),
+    )
+
+
+def _comparisons(
+    shown: Mapping[Key, Shown],
+    models: Sequence[Mapping[str, Any]],
+    facts: Facts,
+    draws: SharedDraws,
+    settings: Settings,
+) -> list[dict[str, Any]]:
+    """Each pair of backbones, and each backbone against the best floor, by the primary metric."""
+    metric = facts.metrics[0]
+    values = {(each["model"], each["protocol"]): each["scores"][metric]["value"] for each in models}
+    mains = [(kind, key) for kind, key in _main_keys(models) if values[key] is not None]
+    backbones = [key for kind, key in mains if kind == BACKBONE]
+    floors = [key for kind, key in mains if kind == FLOOR]
+    pairs = list(combinations(backbones, 2))
+    if floors:
+        sign = -1.0 if METRICS[metric].lower_is_better else 1.0
+        best = max(floors, key=lambda key: sign * values[key])
+        pairs += [(key, best) for key in backbones]
+    scored = {}
+    for key in {key for pair in pairs for key in pair}:
+        score = score_for(shown[key], facts, metric)
+        assert score is not None, "what has a value has a score"
+        scored[key] = _Scored(shown[key].subjects, shown[key].label, score)
+    drawn: dict[Key, Floats] = {}
+    return [_comparison(scored, *pair, metric, draws, drawn, settings) for pair in pairs]
+
+
+def _main_keys(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, Key]]:
+    """Kind and (model, protocol) of each model's first protocol in the table: linear if it is."""
+    first: dict[str, tuple[str, Key]] = {}
+    for each in models:
+        first.setdefault(each["model"], (each["kind"], (each["model"], each["protocol"])))
+    return list(first.values())
+
+
+def _comparison(
+    scored: Mapping[Key, _Scored],
+    a: Key,
+    b: Key,
+    metric: str,
+    draws: SharedDraws,
+    drawn: dict[Key, Floats],
+    settings: Settings,
+) -> dict[str, Any]:
+    names = {"a": a[0], "b": b[0], "protocol": a[1], "b_protocol": b[1], "metric": metric}
+    numbers = ("difference", "low", "high", "p", "p_delong", "detectable")
+    (subjects, label, one), (others, _, other) = scored[a], scored[b]
+    if subjects != others:
+        reason = "scored on other subjects"
+        return names | dict.fromkeys(numbers) | {"n": len(subjects), "reason": reason}
+    mine = draws.of(label, one, metric)
+    for key, score in ((a, one), (b, other)):
+        if key not in drawn:
+            drawn[key] = mine.of(statistic_of(label, score, metric))
+    found = compare(
+        label,
+        one,
+        other,
+        metric,
+        draws=mine,
+        num_permutations=settings.num_permutations,
+        seed=settings.seed,
+        drawn=(drawn[a], drawn[b]),
+    )
+    p_delong = paired_test(label, one, other).p if metric == "auroc" else None
+    values = found._asdict() | {"p_delong": p_delong}
+    known = {name: finite(values[name]) for name in numbers}
+    return names | known | {"n": len(subjects), "reason": None}
+
+
+def _few_shot(
+    scores: "pandas.DataFrame | None",
+    missing: Sequence[Mapping[str, Any]],
+    kinds: Mapping[str, str],
+    metric: str,
+) -> dict[str, Any] | None:
+    if scores is None or not len(scores):
+        return None
+    if "protocol" not in scores:
+        scores = scores.assign(protocol=MAIN_PROTOCOL)
+    lower = METRICS[metric].lower_is_better
+    return few_shot_curves(scores, kinds=kinds, missing=missing, lower_is_better=lower)
+
+
+def finite(value: float | None) -> float | None:
+    """A number as JSON has it: None for what is not defined."""
+    return float(value) if value is not None and np.isfinite(value) else None
