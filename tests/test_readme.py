@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evaluation.scoring.config import EvaluationConfig
 from foundation.bench.__main__ import RECORDED
 from foundation.bench.results import load_results
 from foundation.bench.table import markdown
@@ -64,7 +65,7 @@ def test_the_pretraining_recipes_that_are_told_load(readme: str) -> None:
     """The second shows the sections that take the place of the first one's."""
     mae, dino = re.findall(
         r"```yaml\n(.*?)```",
-        readme[readme.index("## Write a recipe") : readme.index("## Bring your own cohort")],
+        readme[readme.index("## Write a recipe") : readme.index("## Train for weeks")],
         flags=re.DOTALL,
     )
     first = yaml.safe_load(mae)
@@ -72,6 +73,18 @@ def test_the_pretraining_recipes_that_are_told_load(readme: str) -> None:
     del first["mae"]
     second = parse({**first, **yaml.safe_load(dino)}, PretrainConfig, where="README")
     assert second.method_name == "dino"
+
+
+def test_the_evaluation_recipe_that_is_told_loads(readme: str) -> None:
+    """A line of every origin stands in it."""
+    (told,) = re.findall(
+        r"```yaml\n(.*?)```",
+        readme[readme.index("## Score a backbone") : readme.index("## Bring your own cohort")],
+        flags=re.DOTALL,
+    )
+    config = parse(yaml.safe_load(told), EvaluationConfig, where="README")
+    origins = {type(line).__name__ for line in config.backbones.values()}
+    assert origins == {"ArtefactLine", "RunLine", "TimmLine", "MonaiLine", "FunctionLine"}
 
 
 def test_the_speed_of_the_methods_is_the_recorded_one(readme: str) -> None:

@@ -60,16 +60,19 @@ def cross_validate(task: Task, scorer: Scorer, cv: RepeatedCv) -> CrossValidated
     quality = np.stack([each.quality for each in tried], axis=1)  # (folds, features, settings)
     best = quality.reshape(len(folds), -1).argmax(axis=1)
     total = np.zeros((len(task.label), len(task.outputs)))
+    times = np.zeros_like(total)  # a Dice or a query may have no value in some repeat
     metrics = []
     for number, fold in enumerate(folds):
         which, setting = divmod(int(best[number]), len(settings))
         score = tried[which].held_out[number][setting]
-        total[fold.held_out] += score / cv.repeats
+        total[fold.held_out] += np.nan_to_num(score)
+        times[fold.held_out] += np.isfinite(score)
         metrics.append(measures(task.label[fold.held_out], score[None], task.card.metric)[0])
     grid = _grid(task, scorer, quality, best)
     often = max(grid, key=lambda cell: cell["times_chosen"])
     chosen = {key: value for key, value in often.items() if key != "score"}
-    return CrossValidated(total, {**chosen, "num_fits": len(folds)}, grid, np.array(metrics))
+    mean = np.divide(total, times, out=np.full_like(total, np.nan), where=times > 0)
+    return CrossValidated(mean, {**chosen, "num_fits": len(folds)}, grid, np.array(metrics))
 
 
 def _try_features(

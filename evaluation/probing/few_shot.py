@@ -78,7 +78,8 @@ def _protocols(
     kind, (scaled, plain) = task.card.kind, values
     masks = np.zeros((len(sets), len(label)), dtype=np.bool_)
     np.put_along_axis(masks, sets, True, axis=1)
-    strength = np.full(len(sets), getattr(config, strength_name(kind)))
+    strength_by_name = {"C": config.C, "alpha": config.alpha}
+    strength = np.full(len(sets), strength_by_name[strength_name(kind)])
     tunes = config.tune_from is not None and min(sizes.values()) >= config.tune_from
     if tunes and kind != "survival":  # of a few deaths, no held-out likelihood tells anything
         strength = tuned(kind, scaled, label, sets, list(sizes.values()))

@@ -20,7 +20,7 @@ def take(features: Features, rows: Rows) -> Features | None:
         # Token t of the result is the (t - start)-th of its subject.
         within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
         return Bags(features.tokens[np.repeat(features.starts[rows], lengths) + within], starts)
-    return None
+    return features.take(rows) if hasattr(features, "take") else None
 
 
 class Part(NamedTuple):

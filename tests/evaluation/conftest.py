@@ -1,6 +1,7 @@
 """A tiny cohort of NIfTI scans with a signal in the voxels, and backbones over it."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,17 +81,17 @@ class Place:
             vit=build_vit(config),
             vit_config=config,
             preprocessing=Preprocessing(crop_shape=(8, 8, 12)),
-            recipe="name: toy\n",
+            recipe={"name": "toy"},
             provenance={**seen, **provenance},
         )
         return folder
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    """72 subjects in three splits; even ones have a bright corner."""
-    place = Place(tmp_path)
-    (place.data / "scans").mkdir(parents=True)
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 subjects in three splits, of whom every other pair has a bright corner; never changed."""
+    data = tmp_path_factory.mktemp("tiny")
+    (data / "scans").mkdir()
     rng = np.random.default_rng(0)
     rows = []
     for number in range(NUM_SUBJECTS):
@@ -101,7 +102,7 @@ def place(tmp_path: Path) -> Place:
         mask[1 : 4 + number % 3, 1:5, 1:4] = 1
         for kind, array in (("scan", voxels), ("mask", mask)):
             image = nibabel.nifti1.Nifti1Image(array, np.diag([*SPACING, 1.0]))
-            nibabel.nifti1.save(image, place.data / "scans" / f"{number:03d}_{kind}.nii")
+            nibabel.nifti1.save(image, data / "scans" / f"{number:03d}_{kind}.nii")
         rows.append(
             {
                 "subject": f"patient{number:03d}",
@@ -115,7 +116,15 @@ def place(tmp_path: Path) -> Place:
                 "part": "head",
             }
         )
-    _write_table(place.data / "cohort.csv", rows)
+    _write_table(data / "cohort.csv", rows)
+    return data
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_cohort: Path) -> Place:
+    """A project over a copy of the tiny cohort, which a test may change."""
+    place = Place(tmp_path)
+    shutil.copytree(tiny_cohort, place.data)
     cohort = {
         "name": "tiny", "table": "cohort.csv", "subject": "{subject}", "scan": "{scan}",
         "mask": "{mask}", "modality": "MR", "split": {"column": "split"}, "licence": "CC0-1.0",
