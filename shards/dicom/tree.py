@@ -242,6 +242,8 @@ def _header(file: BinaryIO) -> Header | str:
                 subject=subject_of(found) or "",
                 facts=facts_of(found),
             )
+        except ImportError:
+            raise  # of the installation, not of the file
         # The parser raises many types for bytes that are no DICOM, OSError among them.
         except Exception:
             return "not a DICOM file"
