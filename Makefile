@@ -23,6 +23,7 @@ export OMP_WAIT_POLICY := passive
 
 RUN := $(BIN)/python -m
 PRETRAIN := $(RUN) foundation.launch $(PROCESSES) foundation.pretrain
+EVALUATE := $(RUN) foundation.launch $(PROCESSES) evaluation.run
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +46,7 @@ demo: $(READY) ## phantom scans to shards, two pretrained backbones, and a bench
 	@$(RUN) shards.build recipes/shards/demo.yaml if_changed=rebuild
 	@$(PRETRAIN) recipes/pretrain/demo_mae.yaml resume.if_changed=restart
 	@$(PRETRAIN) recipes/pretrain/demo_dino.yaml resume.if_changed=restart
-	@$(RUN) evaluation.run recipes/evaluation/demo.yaml test=$(TEST)
+	@$(EVALUATE) recipes/evaluation/demo.yaml test=$(TEST)
 	@$(RUN) evaluation.report stores/demo --out reports/benchmark
 
 real-data:
@@ -56,7 +57,7 @@ real: real-data $(READY) ## the same on real scans: make real DATA=folder [TEST=
 	@$(RUN) shards.build recipes/shards/real_shapes.yaml data_root='$(DATA)' if_changed=rebuild
 	@$(PRETRAIN) recipes/pretrain/real_mae.yaml resume.if_changed=restart
 	@$(PRETRAIN) recipes/pretrain/real_dino.yaml resume.if_changed=restart
-	@$(RUN) evaluation.run recipes/evaluation/real.yaml data_root='$(DATA)' test=$(TEST)
+	@$(EVALUATE) recipes/evaluation/real.yaml data_root='$(DATA)' test=$(TEST)
 	@$(RUN) evaluation.report stores/real --out reports/real
 
 report: $(READY) ## the reports again, from what evaluation stored
