@@ -1,12 +1,14 @@
 """The README names every source file and every make target, so neither can be added in silence."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 
 from evaluation.scoring.config import EvaluationConfig
+from evaluation.statistics import coverage
 from foundation.bench.__main__ import RECORDED
 from foundation.bench.results import load_results
 from foundation.bench.table import markdown
@@ -85,6 +87,20 @@ def test_the_evaluation_recipe_that_is_told_loads(readme: str) -> None:
     config = parse(yaml.safe_load(told), EvaluationConfig, where="README")
     origins = {type(line).__name__ for line in config.backbones.values()}
     assert origins == {"ArtefactLine", "RunLine", "TimmLine", "MonaiLine", "FunctionLine"}
+
+
+def test_the_coverage_of_intervals_is_the_stored_one(readme: str) -> None:
+    cells = {
+        (cell.n, cell.method, cell.value, cell.prevalence): cell.coverage
+        for cell in coverage.read()
+        if cell.metric == "auroc"
+    }
+    for n, method in product((50, 100, 200), ("logit DeLong", "percentile bootstrap")):
+        columns = [
+            " / ".join(f"{100 * cells[n, method, value, share]:.1f}" for share in (0.2, 0.5))
+            for value in (0.7, 0.8, 0.9)
+        ]
+        assert f"| {n} | {method} | {' | '.join(columns)} |" in readme
 
 
 def test_the_speed_of_the_methods_is_the_recorded_one(readme: str) -> None:

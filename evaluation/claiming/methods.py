@@ -21,9 +21,8 @@ from evaluation.claiming.scored import (
     Floats,
     Scored,
     common_methods,
+    drawn_subjects,
     measure_tasks,
-    share_subjects,
-    subject_counts,
 )
 from evaluation.statistics.metrics import METRICS
 from evaluation.statistics.paired import holm
@@ -95,13 +94,8 @@ def compare_methods(
         ClaimError: As :func:`evaluation.claiming.pretraining.compare`.
     """
     pairs = list(combinations(common_methods(stores), 2))
-    is_pooled = len(stores) == 1 or share_subjects(stores)
     rng = np.random.default_rng(seed)
-    weights = [subject_counts(rng, each, num_bootstraps) for each in stores]
-    if is_pooled:  # whoever is drawn is drawn in every store
-        weights = [weights[0]] * len(stores)
-    # The first column is everyone once: the scores themselves.
-    weights = [np.concatenate([np.ones((1, weight.shape[1])), weight]) for weight in weights]
+    weights, is_pooled = drawn_subjects(stores, num_bootstraps=num_bootstraps, rng=rng)
     return [_duel(a, b, stores, weights, is_pooled=is_pooled, rng=rng) for a, b in pairs]
 
 

@@ -1,23 +1,26 @@
-"""Each method against random initialisation: a bootstrap over stores, backbones and subjects.
+"""Each method against random initialisation: over stores, seeds and subjects.
 
 The difference of a backbone is its mean over the tasks of the probe's metric, less that of the
-untrained networks of its architecture, on the same subjects.
+untrained networks of its architecture, on the same subjects. Its interval is made as that of two
+methods is (``methods.py``): seeds of pretraining and of initialisation are drawn with the subjects
+of one cohort, or cohorts are drawn, and few of them widen it.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from evaluation.claiming.methods import estimate
 from evaluation.claiming.scored import (
     Floats,
     Scored,
     common_methods,
+    drawn_subjects,
     measure_tasks,
-    share_subjects,
-    subject_counts,
 )
+
+Sides = list[tuple[float, Floats]]
 
 
 class Finding(NamedTuple):
@@ -43,62 +46,41 @@ def compare(
             or have no method in common.
     """
     methods = common_methods(stores)
-    drawn = _drawn(stores, num_bootstraps=num_bootstraps, seed=seed)
-    return {method: _finding(method, stores, drawn) for method in methods}
-
-
-class _Drawn(NamedTuple):
-    """What the bootstrap drew; S stores make S places in each draw."""
-
-    chosen: NDArray[np.int64]
-    """(draws, S), the store in each place"""
-    weights: list[list[Floats]]
-    """by place and store: (draws, subjects), how often each subject is drawn"""
-    uniform: Floats
-    """(draws, S, R) in [0, 1), which choose among up to R backbones of a method"""
-
-
-def _drawn(stores: Sequence[Scored], *, num_bootstraps: int, seed: int) -> _Drawn:
     rng = np.random.default_rng(seed)
-    num = len(stores)
-    chosen = rng.integers(0, num, (num_bootstraps, num))
-    if share_subjects(stores):
-        # Whoever is drawn is drawn in every store: their scores rise and fall together.
-        alike = subject_counts(rng, stores[0], num_bootstraps)
-        weights = [[alike] * num] * num
-    else:
-        weights = [
-            [subject_counts(rng, each, num_bootstraps) for each in stores] for _ in range(num)
-        ]
-    most = max(len(names) for each in stores for names in each.runs.values())
-    return _Drawn(chosen, weights, rng.random((num_bootstraps, num, most)))
+    weights, is_pooled = drawn_subjects(stores, num_bootstraps=num_bootstraps, rng=rng)
+    return {
+        method: _finding(method, stores, weights, is_pooled=is_pooled, rng=rng)
+        for method in methods
+    }
 
 
-def _finding(method: str, stores: Sequence[Scored], drawn: _Drawn) -> Finding:
-    everyone = [np.ones((1, each.num_subjects)) for each in stores]
-    parts = [_parts(each, method, weight) for each, weight in zip(stores, everyone, strict=True)]
+def _finding(
+    method: str,
+    stores: Sequence[Scored],
+    weights: Sequence[Floats],
+    *,
+    is_pooled: bool,
+    rng: np.random.Generator,
+) -> Finding:
+    measured = [_measured(each, method, w) for each, w in zip(stores, weights, strict=True)]
+    parts = [_parts(each, method, values) for each, values in zip(stores, measured, strict=True)]
     # (2, tasks) of each store: the pretrained and the untrained.
     point = np.stack([part[..., 0].mean(axis=0) for part in parts])
     difference = point[:, 0] - point[:, 1]
-    draws = [
-        [_difference(each, method, weight) for each, weight in zip(stores, place, strict=True)]
-        for place in drawn.weights
-    ]
-    boot = np.zeros(len(drawn.chosen))
-    for place in range(len(stores)):
-        for number in range(len(stores)):
-            mine = drawn.chosen[:, place] == number
-            runs = draws[place][number]  # (runs, draws)
-            picked = (drawn.uniform[:, place, : len(runs)] * len(runs)).astype(int)
-            one = np.take_along_axis(runs, picked.T, axis=0).mean(axis=0)
-            boot[mine] += one[mine] / len(stores)
-    low, high = np.nanpercentile(boot, [2.5, 97.5])
-    tasks = list(stores[0].tasks)
+    if is_pooled:
+        sides = _seeds(stores, method, measured)
+    else:
+        sides = [(1.0, np.stack([_difference(part) for part in parts]))]
+    found = estimate(sides, rng=rng)
+    middle = float(difference.mean())
+    low, high = (middle + end - found.difference for end in found.interval)
     return Finding(
-        difference=float(difference.mean()),
-        interval=(float(low), float(high)),
+        difference=middle,
+        interval=(low, high),
         by_store={each.where: float(d.mean()) for each, d in zip(stores, difference, strict=True)},
-        by_task={name: float(d) for name, d in zip(tasks, difference.mean(axis=0), strict=True)},
+        by_task={
+            name: float(d) for name, d in zip(stores[0].tasks, difference.mean(axis=0), strict=True)
+        },
         pretrained=float(point[:, 0].mean()),
         random=float(point[:, 1].mean()),
         num_runs=sum(len(each.runs[method]) for each in stores),
@@ -106,21 +88,36 @@ def _finding(method: str, stores: Sequence[Scored], drawn: _Drawn) -> Finding:
     )
 
 
-def _difference(scored: Scored, method: str, weight: Floats) -> Floats:
-    """(runs, draws): pretrained less untrained, the mean over tasks."""
-    parts = _parts(scored, method, weight)
-    difference: Floats = (parts[:, 0] - parts[:, 1]).mean(axis=1)
-    return difference
-
-
-def _parts(scored: Scored, method: str, weight: Floats) -> Floats:
-    """(runs, 2, tasks, draws): each backbone's metric, and the mean of its untrained twins'."""
+def _measured(scored: Scored, method: str, weight: Floats) -> dict[str, Floats]:
+    """(tasks, 1 + draws) of each backbone of a method and of each of their untrained twins."""
     runs = scored.runs[method]
-    models = {*runs, *(twin for run in runs for twin in scored.twins[run])}
-    measured = {name: measure_tasks(scored, name, weight) for name in models}
+    names = dict.fromkeys([*runs, *(twin for run in runs for twin in scored.twins[run])])
+    return {name: measure_tasks(scored, name, weight) for name in names}
+
+
+def _parts(scored: Scored, method: str, measured: dict[str, Floats]) -> Floats:
+    """(runs, 2, tasks, draws): each backbone's metric, and the mean of its untrained twins'."""
     return np.stack(
         [
             [measured[run], np.mean([measured[twin] for twin in scored.twins[run]], axis=0)]
-            for run in runs
+            for run in scored.runs[method]
         ]
     )
+
+
+def _difference(parts: Floats) -> Floats:
+    """(draws,): pretrained less untrained, the mean over backbones and tasks."""
+    apart: Floats = (parts[:, 0] - parts[:, 1]).mean(axis=(0, 1))
+    return apart
+
+
+def _seeds(stores: Sequence[Scored], method: str, measured: Sequence[dict[str, Floats]]) -> Sides:
+    """Seeds of pretraining against seeds of initialisation, on the same subjects; each once."""
+    trained: dict[str, Floats] = {}
+    untrained: dict[str, Floats] = {}
+    for each, values in zip(stores, measured, strict=True):
+        for run in each.runs[method]:
+            trained.setdefault(each.digests[run], values[run].mean(axis=0))
+            for twin in each.twins[run]:
+                untrained.setdefault(twin, values[twin].mean(axis=0))
+    return [(1.0, np.stack(list(trained.values()))), (-1.0, np.stack(list(untrained.values())))]

@@ -138,6 +138,25 @@ def subject_counts(rng: np.random.Generator, scored: Scored, num_bootstraps: int
     return counts
 
 
+def drawn_subjects(
+    stores: Sequence[Scored], *, num_bootstraps: int, rng: np.random.Generator
+) -> tuple[list[Floats], bool]:
+    """How often each subject of each store is drawn, (1 + draws, subjects): first everyone once.
+
+    Returns:
+        The counts, and whether the stores are of one cohort: whoever is drawn is then drawn in
+        every store.
+
+    Raises:
+        ClaimError: The stores share some of their subjects only.
+    """
+    is_pooled = len(stores) == 1 or share_subjects(stores)
+    counts = [subject_counts(rng, each, num_bootstraps) for each in stores]
+    if is_pooled:
+        counts = [counts[0]] * len(stores)
+    return [np.concatenate([np.ones((1, each.shape[1])), each]) for each in counts], is_pooled
+
+
 def measure_tasks(scored: Scored, model: str, weight: Floats) -> Floats:
     """A model's metric on each task, (tasks, draws); NaN for a draw that does not define it."""
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.claiming.methods import Duel, Verdict
+from evaluation.claiming.methods import SEEDS_NEEDED, Duel, Verdict
 from evaluation.claiming.pretraining import Finding
 from evaluation.claiming.scored import Scored, share_subjects
 from evaluation.statistics.metrics import METRICS
@@ -50,7 +50,10 @@ def _heading(stores: Sequence[Scored]) -> str:
     if share_subjects(stores):
         about, over = f"{num} stores of one cohort", "pretraining seeds and subjects"
     what = f"Mean {metric} of {tasks} tasks" if tasks > 1 else f"{metric} of 1 task"
-    return f"{what} on {split}, {about}; 95% bootstrap intervals over {over}."
+    return (
+        f"{what} on {split}, {about}; 95% bootstrap intervals over {over}, widened for how few of "
+        "them there are."
+    )
 
 
 def _against_random(findings: Mapping[str, Finding]) -> list[str]:
@@ -64,6 +67,8 @@ def _against_random(findings: Mapping[str, Finding]) -> list[str]:
             f"| {method} | {each.pretrained:.3f} | {each.random:.3f} | {each.difference:+.3f} "
             f"[{low:+.3f}, {high:+.3f}] | {each.num_runs} runs, {each.num_subjects} subjects |"
         )
+    if any(each.num_runs < SEEDS_NEEDED for each in findings.values()):
+        lines += ["", "With fewer than three pretraining seeds: of these files, not of the method."]
     lines += ["", f"| difference | {' | '.join(findings)} |", f"|---|{'---|' * len(findings)}"]
     for part in ("by_store", "by_task"):
         for name in getattr(next(iter(findings.values())), part):
@@ -74,7 +79,7 @@ def _against_random(findings: Mapping[str, Finding]) -> list[str]:
 
 def _against_each_other(duels: Sequence[Duel], verdicts: Sequence[Verdict]) -> list[str]:
     lines = [
-        "Methods against each other; intervals widened for the number of pretraining seeds.",
+        "Methods against each other; intervals made alike.",
         "",
         "| methods | first | second | difference | seeds | Holm p | claim |",
         "|---|---|---|---|---|---|---|",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -116,14 +117,19 @@ class Content:
         cards = [f"{task.card['data']} {task.card['source']}" for task in self.tasks]
         return any("phantom" in card.lower() for card in cards)
 
+    @cached_property
+    def _warned(self) -> list[Check]:
+        """The few of hundreds of checks that warn; every number asks for them."""
+        return [check for check in self.checks if check.status in WARNED]
+
     def warnings(self, task: str, *models: str | None) -> list[str]:
         """What a failed or overridden leakage check says of these models' scores on a task."""
         found = [
             f"leakage check {check.status}: {check.check}"
             + (f" ({check.count})" if check.count is not None else "")
             + (f"; {check.reason}" if check.reason else "")
-            for check in self.checks
-            if check.status in WARNED and any(check.is_about(task, model) for model in models)
+            for check in self._warned
+            if any(check.is_about(task, model) for model in models)
         ]
         return list(dict.fromkeys(found))
 

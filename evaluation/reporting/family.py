@@ -1,6 +1,6 @@
 """What only the whole report can say: Holm over every comparison shown, ranks over the tasks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ class Ranks:
         ranks: By model, the best first; empty with the reason.
         tasks: Names of the tasks.
         left_out: Models without a score in some of them.
+        tasks_left_out: On which every backbone has a score, but fewer models than on these.
         critical_difference: Two average ranks that are closer cannot be told apart (Nemenyi).
         p: Of Friedman's test that all models are alike.
         reason: Why there are no ranks.
@@ -30,6 +31,7 @@ class Ranks:
     ranks: dict[str, float]
     tasks: tuple[str, ...]
     left_out: tuple[str, ...]
+    tasks_left_out: tuple[str, ...]
     critical_difference: float | None
     p: float | None
     reason: str | None
@@ -64,10 +66,11 @@ def _adjusted(task: Task, adjusted: Iterator[float]) -> Task:
 
 
 def ranks_of(content: Content) -> Ranks:
-    """Average ranks over the tasks on which every backbone has a primary score.
+    """Average ranks over tasks on which every backbone has a primary score.
 
     A model without a score in one of these tasks is not ranked: its average would be over easier
-    or harder ones.
+    or harder ones. Where models differ in their tasks, the tasks are those that leave the largest
+    table, so that one segmentation does not drop every floor of the other tasks.
     """
     values = {task.name: _primary(task) for task in content.tasks}
     backbones = [model.name for model in content.models if model.kind == "backbone"]
@@ -76,18 +79,18 @@ def ranks_of(content: Content) -> Ranks:
         for task in content.tasks
         if backbones and all(values[task.name].get(model) is not None for model in backbones)
     ]
-    names = tuple(task.name for task in tasks)
+    every, names = tasks, tuple(task.name for task in tasks)
     if len(tasks) < FEWEST_TASKS:
         reason = (
             f"every backbone has a score on {plural(len(tasks), 'task')}; there is no rank under "
             f"{FEWEST_TASKS}"
         )
-        return Ranks({}, names, (), None, None, reason)
+        return Ranks({}, names, (), (), None, None, reason)
+    names, ranked = _largest(values, names)
+    tasks = [task for task in tasks if task.name in names]
     scored = {model for one in values.values() for model in one}
     known = [model.name for model in content.models if model.name in scored]
-    ranked = [
-        model for model in known if all(values[name].get(model) is not None for name in names)
-    ]
+    ranked = [model for model in known if model in ranked]
     table = np.array([[values[name][model] for model in ranked] for name in names], dtype=float)
     found = average_ranks(
         table,
@@ -98,10 +101,24 @@ def ranks_of(content: Content) -> Ranks:
         {model: rank for rank, model in order},
         names,
         tuple(model for model in known if model not in ranked),
+        tuple(task.name for task in every if task.name not in names),
         found.critical_difference,
         found.friedman_p,
         None,
     )
+
+
+def _largest(
+    values: Mapping[str, Mapping[str, float | None]], names: Sequence[str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Of these tasks and the models scored in all of them, the largest table of enough tasks."""
+    scored = {name: {m for m, value in values[name].items() if value is not None} for name in names}
+    best: tuple[tuple[str, ...], set[str]] = (tuple(names), set.intersection(*scored.values()))
+    for models in scored.values():
+        tasks = tuple(name for name in names if models <= scored[name])
+        if len(tasks) >= FEWEST_TASKS and len(tasks) * len(models) > len(best[0]) * len(best[1]):
+            best = tasks, models
+    return best[0], sorted(best[1])
 
 
 def _primary(task: Task) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -55,6 +55,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         is_small = TINY < abs(value) < SMALL
         return float(f"{value:.4g}") if is_small else round(value, DIGITS)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: _rounded(one) for name, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value

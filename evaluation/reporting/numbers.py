@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from statistics import NormalDist
 
 SHOWN_DIGITS = 3
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EM DASH}"
@@ -44,6 +45,23 @@ def percent(share: float) -> str:
     """``91%``, one decimal where a whole number would hide a difference from 100."""
     text = f"{100 * share:.0f}%"
     return f"{100 * share:.1f}%" if text == "100%" and share < 1 else text
+
+
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """95% interval of a share of n subjects (Wilson 1927)."""
+    z2 = NormalDist().inv_cdf(0.975) ** 2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    # The ends of none and of all are exactly 0 and 1, but for rounding.
+    return 0.0 if share == 0 else middle - reach, 1.0 if share == 1 else middle + reach
+
+
+def share_interval_text(share: float, n: int | None) -> str:
+    """``[77%, 96%]``; empty without an n."""
+    if not n:
+        return ""
+    low, high = share_interval(share, n)
+    return f"[{percent(low)}, {percent(high)}]"
 
 
 def quantity(value: str | float) -> str:

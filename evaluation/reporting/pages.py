@@ -10,7 +10,9 @@ from pathlib import Path
 from evaluation.reporting import words as report_words
 from evaluation.reporting.figures.curves import loss_svg
 from evaluation.reporting.figures.pictures import contact_sheet, triptychs
+from evaluation.reporting.glossary import glossary
 from evaluation.reporting.layout import StorePage
+from evaluation.reporting.tables.coverage import coverage_table
 from evaluation.reporting.tables.table import WARNING, Cell, Table
 from evaluation.reporting.titles import PROVENANCE_TITLES
 
@@ -87,6 +89,8 @@ def _filled(template: str, pages: Sequence[StorePage], *, escape: bool) -> str:
         "PROVENANCE_TITLES": PROVENANCE_TITLES,
         "WARNING": WARNING,
         "marks": marks,
+        "glossary": glossary,
+        "coverage_table": coverage_table,
         "markdown_table": markdown_table,
         "loss_figure": loss_svg,
         "contact_sheet": contact_sheet,

@@ -36,6 +36,17 @@ def one_per_model(rows: Sequence[ModelResult]) -> list[ModelResult]:
     return list(chosen.values())
 
 
+def contenders(rows: Sequence[ModelResult]) -> list[ModelResult]:
+    """One row per model, and a floor's row by each protocol that no backbone has (RBF-SVM)."""
+    mains = {id(row) for row in one_per_model(rows)}
+    usual = {row.protocol for row in rows if row.kind == "backbone"}
+    return [
+        row
+        for row in rows
+        if id(row) in mains or (usual and row.kind == "floor" and row.protocol not in usual)
+    ]
+
+
 def best_of(metric: str, values: Iterable[float | None]) -> float | None:
     """The best of the shown values; equal at the shown digits is equally best."""
     known = [round(value, SHOWN_DIGITS) for value in values if value is not None]
@@ -50,10 +61,10 @@ def is_best(value: float | None, best: float | None) -> bool:
 
 
 def strongest(rows: Sequence[ModelResult], kind: str) -> ModelResult | None:
-    """The best of one kind by the primary metric, of one row per model; the first of equals."""
+    """The best of one kind by the primary metric, of its contenders; the first of equals."""
     able = [
         row
-        for row in one_per_model(rows)
+        for row in contenders(rows)
         if row.kind == kind and row.scores and row.scores[0].value is not None
     ]
     sign = -1.0 if able and is_lower_better(able[0].scores[0].metric) else 1.0
@@ -63,7 +74,7 @@ def strongest(rows: Sequence[ModelResult], kind: str) -> ModelResult | None:
 def featured(rows: Sequence[ModelResult]) -> list[ModelResult]:
     """What a figure shows: every backbone and the strongest floor, one row each."""
     floor = strongest(rows, "floor")
-    return [row for row in one_per_model(rows) if row.kind == "backbone" or row is floor]
+    return [row for row in contenders(rows) if row.kind == "backbone" or row is floor]
 
 
 def verdict(results: Results) -> Comparison | None:

@@ -7,7 +7,8 @@ from evaluation.reporting.content import Content, Task
 from evaluation.reporting.figures.chart import colours
 from evaluation.reporting.figures.curves import Line, Risk, few_shot_svg, risk_coverage_svg
 from evaluation.reporting.figures.reliability import MOST_PANELS, Panel, reliability_svg
-from evaluation.reporting.results import FewShotCurve, FewShotPoint
+from evaluation.reporting.numbers import plural
+from evaluation.reporting.results import FewShotCurve, FewShotPoint, ModelResult
 from evaluation.reporting.tables.few_shot import UNITS
 from evaluation.reporting.titles import constant_score, metric_title, protocol_title, split_title
 
@@ -114,11 +115,24 @@ def reliability_plot(content: Content, task: Task) -> Plot | None:
         f"Reliability of {task.card['title']}",
         reliability_svg(panels),
         (Key("before temperature scaling", first, True), Key("after", second, False)),
-        "Reliability in 15 bins of equal numbers of subjects; on the diagonal a probability comes "
-        f"true as often as it says. Backbones{' and the strongest floor' if floors else ''}, "
-        "main protocol.",
+        f"Reliability in bins of equal numbers of subjects, {_bin_sizes(rows)} each; on the "
+        "diagonal a probability comes true as often as it says. The fewer in a bin, the further "
+        "it strays by chance. Main protocol; from the left: "
+        f"{'; '.join(content.titles[row.model] for row in rows)}.",
         is_wide=True,
     )
+
+
+def _bin_sizes(rows: list[ModelResult]) -> str:
+    """``2 or 3 subjects``, ``11 to 14 subjects``: what most bins hold."""
+    found = [row.calibration.before.bins for row in rows if row.calibration]
+    counts = sorted(one.n for bins in found for one in bins)
+    if not counts:
+        return "an unknown number of subjects"
+    few, many = counts[len(counts) // 10], counts[-1 - len(counts) // 10]
+    if few == many:
+        return plural(few, "subject")
+    return f"{few:,} {'or' if many == few + 1 else 'to'} {plural(many, 'subject')}"
 
 
 def risk_plot(content: Content, task: Task) -> Plot | None:
@@ -136,8 +150,9 @@ def risk_plot(content: Content, task: Task) -> Plot | None:
         f"Risk and coverage of {task.card['title']}",
         risk_coverage_svg(lines),
         _legend(content, [(row.model, row.kind) for row in rows]),
-        "Risk among the most certain share of subjects: a model that knows what it does not know "
-        "falls towards the left. Dashed: the strongest floor.",
+        "Risk, the error rate of the most probable class, among the most certain share of "
+        "subjects: that of a model that knows what it does not know falls towards the left, whose "
+        "end is of very few subjects. Dashed: the strongest floor.",
     )
 
 

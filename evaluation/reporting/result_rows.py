@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from evaluation.reporting.content import Task
+from evaluation.reporting.numbers import share_interval
 from evaluation.reporting.results import (
     Calibration,
     Conformal,
     FewShotCurve,
     ModelResult,
     Score,
+    Sets,
     Shuffled,
 )
 
@@ -21,8 +23,11 @@ Cells = dict[str, Any]
 def result_rows(row: ModelResult, metric: str) -> Iterator[Cells]:
     for score in row.scores:
         yield {"section": "scores", **_score(score)}
+        if score.specificity is not None:
+            reached = {"metric": "specificity_reached", "value": score.specificity}
+            yield {"section": "scores", **reached}
     for one in row.by_output:
-        n = {"n": one.n, "positives": None} if one.n is not None else {}
+        n = {"n": one.n, "positives": one.positives} if one.n is not None else {}
         yield {
             "section": "outputs",
             "metric": f"{metric}.by_output",
@@ -36,7 +41,7 @@ def result_rows(row: ModelResult, metric: str) -> Iterator[Cells]:
         if limits is not None:
             ends = _ends(row.scores[0].value, limits.low, limits.high, INTERVAL)
             yield {"section": "spread", "metric": metric, "method": name, **ends}
-    spreads = {"training_spread": (row.training_spread, "5-95% over training sets", "")}
+    spreads = {"training_spread": (row.training_spread, "2.5-97.5% over training sets", "")}
     spreads["folds"] = (row.folds, INTERVAL, "Nadeau-Bengio")
     for name, (spread, interval, method) in spreads.items():
         if spread is not None:
@@ -73,7 +78,7 @@ def _calibration_rows(found: Calibration) -> Iterator[Cells]:
     fitted = {"metric": "temperature", "value": found.temperature}
     yield {**at, **fitted, "setting": f"fitted on = {found.fitted_on}"}
     for when, quality in (("before", found.before), ("after", found.after)):
-        for name in ("ece", "nll", "brier"):
+        for name in ("ece", "ece_by_chance", "nll", "brier"):
             yield {**at, "metric": f"{name}.{when}", "value": getattr(quality, name)}
         for number, one in enumerate(quality.bins, start=1):
             inside = {**at, "setting": f"bin = {number}", "n": one.n, "positives": None}
@@ -90,8 +95,15 @@ def _conformal_rows(found: Conformal) -> Iterator[Cells]:
     for setting, sets in whole.items():
         at = {"section": "groups" if setting else "conformal", "setting": setting, "n": sets.n}
         at |= {"positives": None}
-        yield {**at, "metric": f"conformal_{found.level:g}.coverage", "value": sets.coverage}
+        yield {**at, "metric": f"conformal_{found.level:g}.coverage", **_coverage(sets)}
         yield {**at, "metric": f"conformal_{found.level:g}.mean_size", "value": sets.mean_size}
+
+
+def _coverage(sets: Sets | Conformal) -> Cells:
+    if sets.coverage is None or not sets.n:
+        return {"value": sets.coverage}
+    low, high = share_interval(sets.coverage, sets.n)
+    return {**_ends(sets.coverage, low, high, INTERVAL), "method": "Wilson"}
 
 
 def shuffled_row(check: Shuffled) -> Cells:

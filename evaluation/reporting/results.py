@@ -10,6 +10,7 @@ class Score:
     Attributes:
         coverage: How often such intervals held the truth in a simulation; None where not measured.
         threshold_on: Whose scores its threshold is from, where it has one of its own.
+        specificity: What that threshold came to on the scored subjects.
     """
 
     metric: str
@@ -19,6 +20,7 @@ class Score:
     method: str | None
     coverage: float | None
     threshold_on: str | None
+    specificity: float | None
     reason: str | None
 
 
@@ -31,6 +33,7 @@ class OutputScore:
     low: float | None
     high: float | None
     n: int | None
+    positives: int | None
     method: str | None
     reason: str | None
 
@@ -65,9 +68,10 @@ class Bin:
 
 @dataclass(frozen=True)
 class Quality:
-    """How far probabilities are from frequencies."""
+    """How far probabilities are from frequencies; chance alone gives calibrated ones an error."""
 
     ece: float | None
+    ece_by_chance: float | None
     nll: float | None
     brier: float | None
     bins: tuple[Bin, ...]
@@ -218,6 +222,7 @@ class Results:
     positives: int | None
     outputs: tuple[str, ...]
     num_bootstraps: int
+    num_permutations: int | None
     seed: int
     rows: tuple[ModelResult, ...]
     comparisons: tuple[Comparison, ...]

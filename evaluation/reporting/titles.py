@@ -11,6 +11,9 @@ PROTOCOL_TITLES = {
     "dense": "linear probe on patch tokens",
     "retrieval": "nearest neighbours",
     "constant": "constant score",
+    "linear_clinical": "linear + clinical",
+    "atlas": "training masks",
+    "intensity": "brightness",
     "few_shot": "few-shot",
 }
 SPLIT_TITLES = {

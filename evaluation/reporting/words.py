@@ -24,9 +24,7 @@ def split_note(content: Content) -> str:
     notes = []
     splits = {task.results.split for task in content.tasks}
     if "val" in splits:
-        notes.append(
-            "Validation scores: the split on which settings were chosen, so slightly optimistic."
-        )
+        notes.append(_of_validation(content))
     if "test" in splits:
         notes.append("Test scores: every choice was made on validation.")
     if CROSS_VALIDATION in splits:
@@ -35,6 +33,26 @@ def split_note(content: Content) -> str:
             "mean of its out-of-fold predictions."
         )
     return " ".join(notes)
+
+
+def _of_validation(content: Content) -> str:
+    """How much was chosen on the subjects that are scored."""
+    kinds = {model.name: model.kind for model in content.models}
+    most = {"backbone": 0, "floor": 0}
+    for task in content.tasks:
+        for one in task.selections:
+            kind = kinds[one["model"]]
+            most[kind] = max(most[kind], len(one["grid"]))
+    grids = " and ".join(
+        f"{plural(count, 'setting')} of a {kind}" for kind, count in most.items() if count
+    )
+    return (
+        "Validation scores: each is the best of "
+        + (f"up to {grids}" if grids else "several settings")
+        + " on the very subjects that are scored, so optimistic, the more so the larger the grid "
+        "and the fewer the subjects. Intervals, p values and coverage know nothing of that choice; "
+        "only a test split does."
+    )
 
 
 def leakage_verdict(content: Content) -> str:

@@ -22,9 +22,9 @@ class Tier(NamedTuple):
 
 
 TIERS = {
-    "quick": Tier(num_draws=100, num_bootstraps=500, num_permutations=1000, spread=20),
-    "standard": Tier(num_draws=100, num_bootstraps=2000, num_permutations=5000, spread=50),
-    "full": Tier(num_draws=1000, num_bootstraps=2000, num_permutations=10000, spread=200),
+    "quick": Tier(num_draws=100, num_bootstraps=500, num_permutations=5000, spread=20),
+    "standard": Tier(num_draws=100, num_bootstraps=2000, num_permutations=10000, spread=50),
+    "full": Tier(num_draws=1000, num_bootstraps=2000, num_permutations=20000, spread=200),
 }
 
 

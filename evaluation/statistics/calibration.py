@@ -31,12 +31,17 @@ class Bin(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """Adaptive expected calibration error, proper scores, and the bins of the diagram."""
+    """Adaptive expected calibration error, proper scores, and the bins of the diagram.
+
+    Few subjects in a bin are never right by exactly their mean score: ``ece_by_chance`` is the
+    error these scores would have on average if each came true as often as it says.
+    """
 
     ece: float
     nll: float
     brier: float
     bins: tuple[Bin, ...]
+    ece_by_chance: float
 
 
 class Tempered(NamedTuple):
@@ -61,6 +66,7 @@ def calibration_of(label: Floats, score: Floats) -> Calibration:
         float(metrics.nll(label, score, whole)[0]),
         float(metrics.brier(label, score, whole)[0]),
         bins,
+        error_by_chance(predicted),
     )
 
 
@@ -68,13 +74,28 @@ def adaptive_bins(
     happened: Floats, predicted: Floats, *, num_bins: int = NUM_BINS
 ) -> tuple[Bin, ...]:
     """Bins that hold equally many subjects, as nearly as tied scores allow: a tie is never cut."""
+    return tuple(
+        Bin(float(predicted[mine].mean()), float(happened[mine].mean()), int(mine.sum()))
+        for mine in _members(predicted, num_bins)
+    )
+
+
+def error_by_chance(
+    predicted: Floats, *, num_bins: int = NUM_BINS, draws: int = 500, seed: int = 0
+) -> float:
+    """Mean calibration error of outcomes that are drawn with just these probabilities."""
+    happened = np.random.default_rng(seed).random((draws, len(predicted))) < predicted
+    by_bin = _members(predicted, num_bins).astype(np.float64).T
+    return float((np.abs((happened - predicted) @ by_bin).sum(axis=1) / len(predicted)).mean())
+
+
+def _members(predicted: Floats, num_bins: int) -> NDArray[np.bool_]:
+    """(bins, n): whose score lies in which bin; an empty bin is left out."""
     _, place, counts = np.unique(predicted, return_inverse=True, return_counts=True)
     middle = (np.cumsum(counts) - counts / 2)[place]  # rank of the middle of each tie, 0 to n
     number = np.floor(middle / len(predicted) * num_bins).astype(int)
-    return tuple(
-        Bin(float(predicted[mine].mean()), float(happened[mine].mean()), int(mine.sum()))
-        for mine in (number == each for each in np.unique(number))
-    )
+    members: NDArray[np.bool_] = number == np.unique(number)[:, None]
+    return members
 
 
 def expected_error(bins: Sequence[Bin]) -> float:

@@ -64,7 +64,8 @@ def logit_interval(label: Floats, score: Floats, *, coverage: float = 0.95) -> B
 
 
 def paired_test(label: Floats, a: Floats, b: Floats) -> PairedTest:
-    """Two models on the same subjects; p is 1 where their scores rank alike, NaN where unknown."""
+    """Two models on the same subjects; p is 1 where their scores rank alike, NaN where the
+    difference shows no spread to measure it by."""
     found = delong(label, np.stack([a, b]))
     difference = float(found.auroc[0] - found.auroc[1])
     c = found.covariance
@@ -73,7 +74,7 @@ def paired_test(label: Floats, a: Floats, b: Floats) -> PairedTest:
     if np.isnan(error):
         return PairedTest(difference, error, error)
     if error < 1e-12:
-        return PairedTest(difference, 0.0, 1.0 if abs(difference) < 1e-12 else 0.0)
+        return PairedTest(difference, 0.0, 1.0 if abs(difference) < 1e-12 else float("nan"))
     return PairedTest(difference, error, 2 * _NORMAL.cdf(-abs(difference) / error))
 
 

@@ -117,7 +117,9 @@ def _point(
 ) -> dict[str, Any]:
     if curve not in grid or not len(grid):
         return _no_point(x, unit, _FEW)
-    values = grid[curve].to_numpy(float)
+    # All labels are one training set, however often it is drawn.
+    rows = grid.iloc[:1] if (x, unit) == (1.0, "fraction") else grid
+    values = rows[curve].to_numpy(float)
     point = _no_point(x, unit, None) | {
         "draws": len(values),
         "mean": float(values.mean()),
@@ -126,7 +128,7 @@ def _point(
     }
     if reference is None or reference == curve or reference not in grid:
         return point
-    apart = values - grid[reference].to_numpy(float)
+    apart = values - rows[reference].to_numpy(float)
     return point | {
         "difference": float(apart.mean()),
         **_band(apart, "difference_low", "difference_high"),
@@ -154,6 +156,8 @@ def _area(grids: Mapping[tuple[float, str], "pandas.DataFrame"], curve: Curve) -
     return {"area": float(area.mean()), **_band(area, "area_low", "area_high")}
 
 
-def _band(values: Floats, low: str, high: str) -> dict[str, float]:
+def _band(values: Floats, low: str, high: str) -> dict[str, float | None]:
+    if len(values) < 2:
+        return {low: None, high: None}
     ends = np.percentile(values, _BAND)
     return {low: float(ends[0]), high: float(ends[1])}

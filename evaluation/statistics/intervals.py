@@ -90,7 +90,7 @@ def interval(
     if not np.isfinite(bounds).all():
         return Interval(point, None, None, None, _FEW)
     # Only a constant score makes the same value in every draw exact.
-    is_flat = bounds.high - bounds.low < 1e-12 and len(np.unique(value)) > 1
+    is_flat = bounds.high - bounds.low < 1e-12 and not _is_constant(value)
     return Interval(point, bounds.low, bounds.high, method, _FLAT if is_flat else None)
 
 
@@ -115,6 +115,11 @@ def method_of(metric: str, n: int) -> str:
     """How the interval of a metric over n subjects is made, where the method gives one."""
     method = METHOD.get(metric, BCA)
     return PERCENTILE if method != DELONG and n > MOST_LEFT_OUT else method
+
+
+def _is_constant(score: Floats) -> bool:
+    """Whether all subjects have the same score, of each output its own."""
+    return bool(np.array_equal(score, np.broadcast_to(score[:1], score.shape), equal_nan=True))
 
 
 def auroc_bounds(label: Floats, score: Floats, point: float) -> Bounds:

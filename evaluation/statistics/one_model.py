@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from evaluation.statistics import binary
 from evaluation.statistics.bootstrap import percentile
 from evaluation.statistics.coverage import measured_coverage
 from evaluation.statistics.delong import logit_interval
@@ -24,6 +25,8 @@ from evaluation.statistics.resampled import nadeau_bengio, training_spread
 
 Floats = NDArray[np.float64]
 
+EQUAL_SHARES = ("prototypes",)
+"""Protocols whose probabilities do not know how common a class is: the nearer class mean wins."""
 _AT_SPECIFICITY = "sensitivity_at_90_specificity"
 
 
@@ -89,7 +92,8 @@ def score_for(shown: Shown, facts: Facts, metric: str) -> Floats | None:
         None where too few subjects are there to choose a threshold on others.
     """
     if metric == "balanced_accuracy":
-        return _at_prevalence(shown.score, facts.prevalence)
+        knows_shares = shown.protocol not in EQUAL_SHARES
+        return _at_prevalence(shown.score, facts.prevalence if knows_shares else None)
     return decisions_at_specificity(shown) if metric == _AT_SPECIFICITY else shown.score
 
 
@@ -100,7 +104,10 @@ def _score(shown: Shown, facts: Facts, metric: str, draws: SharedDraws) -> dict[
         return _stored(Interval(None, None, None, None, few), metric, len(shown.label))
     found = interval(shown.label, score, metric, draws=draws)
     stored = _stored(found, metric, len(shown.label))
-    return stored | {"threshold_on": shown.fitted_on} if metric == _AT_SPECIFICITY else stored
+    if metric != _AT_SPECIFICITY or found.value is None:
+        return stored
+    reached = binary.specificity(shown.label, score, np.ones((1, len(score))))
+    return stored | {"threshold_on": shown.fitted_on, "specificity": float(reached[0])}
 
 
 def _at_prevalence(score: Floats, prevalence: float | Sequence[float] | None) -> Floats:
@@ -114,17 +121,19 @@ def _at_prevalence(score: Floats, prevalence: float | Sequence[float] | None) ->
 
 
 def _stored(found: Interval, metric: str, n: int) -> dict[str, Any]:
-    known = found.value is not None and found.method is not None
+    # What was simulated has a width: of a constant score nothing was measured.
+    known = found.low is not None and found.high is not None and found.low < found.high
     covered = measured_coverage(metric, found.method, n, found.value) if known else None
     return {**found._asdict(), "coverage": covered}
 
 
 def _by_output(shown: Shown, facts: Facts, draws: SharedDraws) -> dict[str, Any] | None:
     """One class or label at a time."""
+    counts: list[tuple[int, int | None]]
     if facts.kind == "segmentation":
         grid = shown.score.reshape(len(shown.score), -1)
         found = [interval(shown.label, column, "dice", draws=draws) for column in grid.T]
-        counts = np.isfinite(grid).sum(axis=0)
+        counts = [(int(count), None) for count in np.isfinite(grid).sum(axis=0)]
     elif facts.kind in ("multiclass", "multilabel"):
         labels = shown.label
         if facts.kind == "multiclass":
@@ -134,7 +143,10 @@ def _by_output(shown: Shown, facts: Facts, draws: SharedDraws) -> dict[str, Any]
             interval(label[known], score[known], "auroc")
             for label, score, known in zip(labels.T, shown.score.T, rows, strict=True)
         ]
-        counts = np.array([known.sum() for known in rows])
+        counts = [
+            (int(known.sum()), int(label[known].sum()))
+            for label, known in zip(labels.T, rows, strict=True)
+        ]
     else:
         return None
     return {
@@ -142,10 +154,12 @@ def _by_output(shown: Shown, facts: Facts, draws: SharedDraws) -> dict[str, Any]
             "value": each.value,
             "low": each.low,
             "high": each.high,
-            "n": int(count),
+            "n": n,
+            "positives": positives,
+            "method": each.method,
             "reason": each.reason,
         }
-        for name, each, count in zip(facts.outputs, found, counts, strict=True)
+        for name, each, (n, positives) in zip(facts.outputs, found, counts, strict=True)
     }
 
 

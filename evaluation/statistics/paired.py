@@ -22,6 +22,7 @@ from evaluation.statistics.metrics import checked
 Floats = NDArray[np.float64]
 
 _NORMAL = NormalDist()
+_ROUNDING = 1e-12
 
 
 class Comparison(NamedTuple):
@@ -29,7 +30,8 @@ class Comparison(NamedTuple):
 
     Attributes:
         difference: Of the metric, a - b.
-        low: Lower end of the 95% interval, by the same draws of subjects.
+        low: Lower end of the 95% interval, by the same draws of subjects; this, the upper end and
+            ``detectable`` are NaN where no draw moves the difference.
         high: Upper end.
         p: Sign-flip permutation, two-sided.
         standard_error: Of the difference, over the draws.
@@ -99,6 +101,8 @@ def compare(
     known = apart[np.isfinite(apart)]
     error = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
     p = permutation_p(truth, one, two, metric, num_permutations=num_permutations, seed=seed)
+    if not error > _ROUNDING:  # two perfect models, or one and a constant: not 0, but unknown
+        return Comparison(difference, np.nan, np.nan, p, error, np.nan)
     return Comparison(difference, *percentile(apart), p, error, detectable_difference(error))
 
 
@@ -115,7 +119,7 @@ def permutation_p(
         label, a, b, metric, signs=np.concatenate([np.ones((1, len(label))), signs])
     )
     # Sums of the same numbers in another order differ by rounding.
-    as_far = np.abs(np.array(permuted)) >= abs(observed) - 1e-12
+    as_far = np.abs(np.array(permuted)) >= abs(observed) - _ROUNDING
     return float((1 + as_far.sum()) / (1 + num_permutations))
 
 

@@ -37,6 +37,7 @@ class Shown:
         subjects: n pseudonyms.
         validation: Label and score of the validation split, when another one is shown.
         seed: Of the folds.
+        protocol: The one that made the scores.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Shown:
     subjects: tuple[str, ...]
     validation: tuple[Floats, Floats] | None = None
     seed: int = 0
+    protocol: str = ""
     folds: list[Rows] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Key = tuple[str, str]  # model and protocol
 BACKBONE, FLOOR = "backbone", "floor"
+_UNMOVED = "no draw of subjects moved the difference, so its error cannot be told"
 
 
 class Settings(NamedTuple):
@@ -114,6 +115,7 @@ def summarise_task(
         "positives": models[0]["positives"] if models else None,
         "outputs": list(facts.outputs),
         "num_bootstraps": settings.num_bootstraps,
+        "num_permutations": settings.num_permutations,
         "seed": settings.seed,
         "models": models,
         "comparisons": _comparisons(shown, models, facts, draws, settings),
@@ -143,7 +145,7 @@ def _all_shown(
     for key, one in _by_key(predictions, split, kind).items():
         validation = as_columns(held[key].label, held[key].score) if key in held else None
         label, score = as_columns(one.label, one.score)
-        found[key] = Shown(kind, label, score, one.subjects, validation, seed)
+        found[key] = Shown(kind, label, score, one.subjects, validation, seed, key[1])
     return found
 
 
@@ -177,7 +179,7 @@ def _comparisons(
     """Each pair of backbones, and each backbone against the best floor, by the primary metric."""
     metric = facts.metrics[0]
     values = {(each["model"], each["protocol"]): each["scores"][metric]["value"] for each in models}
-    mains = [(kind, key) for kind, key in _main_keys(models) if values[key] is not None]
+    mains = [(kind, key) for kind, key in _contenders(models) if values[key] is not None]
     backbones = [key for kind, key in mains if kind == BACKBONE]
     floors = [key for kind, key in mains if kind == FLOOR]
     pairs = list(combinations(backbones, 2))
@@ -194,12 +196,17 @@ def _comparisons(
     return [_comparison(scored, *pair, metric, draws, drawn, settings) for pair in pairs]
 
 
-def _main_keys(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, Key]]:
-    """Kind and (model, protocol) of each model's first protocol in the table: linear if it is."""
-    first: dict[str, tuple[str, Key]] = {}
+def _contenders(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, Key]]:
+    """Kind and (model, protocol) of what is compared: each model by its first protocol in the
+    table, linear if it is, and a floor also by each protocol that no backbone has (RBF-SVM)."""
+    of_backbones = {each["protocol"] for each in models if each["kind"] == BACKBONE}
+    found: dict[str, list[tuple[str, Key]]] = {}
     for each in models:
-        first.setdefault(each["model"], (each["kind"], (each["model"], each["protocol"])))
-    return list(first.values())
+        mine = found.setdefault(each["model"], [])
+        is_own = each["kind"] == FLOOR and each["protocol"] not in of_backbones
+        if not mine or is_own:
+            mine.append((each["kind"], (each["model"], each["protocol"])))
+    return [one for mine in found.values() for one in mine]
 
 
 def _comparison(
@@ -234,7 +241,8 @@ def _comparison(
     p_delong = paired_test(label, one, other).p if metric == "auroc" else None
     values = found._asdict() | {"p_delong": p_delong}
     known = {name: finite(values[name]) for name in numbers}
-    return names | known | {"n": len(subjects), "reason": None}
+    unmoved = _UNMOVED if known["low"] is None else None
+    return names | known | {"n": len(subjects), "reason": unmoved}
 
 
 def _few_shot(

@@ -95,12 +95,12 @@ def test_no_subject_and_no_folder_reaches_a_report(demo: Path, texts: dict[str, 
 def test_header_says_what_the_scores_are(texts: dict[str, str], tmp_path: Path) -> None:
     for text in (texts["html"], texts["md"]):
         assert "2026-01-31" in text
-        assert "slightly optimistic" in text
+        assert "so optimistic" in text
         assert "never the science" in text
         assert "cd" * 32 in text
         assert "quick" in text
     opened = _report([make_store(tmp_path / "opened", split="test")], tmp_path / "b")
-    assert "slightly optimistic" not in opened["html"]
+    assert "so optimistic" not in opened["html"]
     scored = _rows(opened["csv"], task="stroke", metric="auroc", section="scores")
     assert {(row["n"], row["split"]) for row in scored} == {("50", "test")}
 

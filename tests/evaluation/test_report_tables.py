@@ -28,7 +28,7 @@ def _row(
     kind: str = "backbone",
     metric: str = "auroc",
 ) -> ModelResult:
-    score = Score(metric, value, None, None, None, None, None, None)
+    score = Score(metric, value, None, None, None, None, None, None, None)
     nothing = dict.fromkeys(("delong", "bootstrap", "training_spread", "folds", "calibration"))
     nothing |= dict.fromkeys(("conformal", "risk_coverage"))
     return ModelResult(model, kind, protocol, 9, None, (score,), (), **nothing)
@@ -103,7 +103,7 @@ def test_the_verdict_is_of_the_strongest_backbone_against_a_floor() -> None:
         Comparison(a, b, "linear", None, "auroc", 0.1, 0.0, 0.2, 0.1, None, 0.1, 9, None)
         for a, b in (("b", "a"), ("a", "f"), ("b", "f"))
     )
-    whole = Results("auroc", ("auroc",), "val", 9, None, ("1",), 9, 0, rows, pairs, None, ())
+    whole = Results("auroc", ("auroc",), "val", 9, None, ("1",), 9, 9, 0, rows, pairs, None, ())
     found = picks.verdict(whole)
     assert found is not None
     assert (found.a, found.b) == ("b", "f")

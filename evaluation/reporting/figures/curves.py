@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from evaluation.reporting.figures.chart import Axis, Chart, axis, colours, svg
 
-WIDTH, HEIGHT = 480.0, 300.0
+WIDTH, HEIGHT = 488.0, 300.0
 _BOX = {"left": 58.0, "top": 12.0, "width": 410.0, "height": 240.0}
 
 
@@ -64,7 +64,7 @@ def risk_coverage_svg(lines: Sequence[Risk]) -> str:
     """Risk against the share of subjects that are answered, the most certain first."""
     ticks = tuple((share, f"{100 * share:g}%") for share in (0.0, 0.25, 0.5, 0.75, 1.0))
     x = Axis(0.0, 1.0, ticks, "share of subjects answered, the most certain first")
-    y = axis([0.0, *(value for line in lines for value in line.risk)], title="risk")
+    y = axis([0.0, *(value for line in lines for value in line.risk)], title="error rate")
     chart = Chart(x, y, **_BOX)
     chart.frame()
     for line, colour in zip(lines, colours(len(lines)), strict=True):

@@ -8,6 +8,7 @@ from evaluation.reporting.results import Bin
 
 MOST_PANELS = 4
 _HALVES = ((0.0, "0"), (0.5, "0.5"), (1.0, "1"))
+_MOST_LETTERS = 28
 _LEFT, _TOP, _EDGE, _GAP = 58.0, 26.0, 170.0, 22.0
 
 
@@ -32,7 +33,7 @@ def reliability_svg(panels: Sequence[Panel]) -> str:
     for at, panel in enumerate(panels):
         left = _LEFT + at * (_EDGE + _GAP)
         chart = Chart(x, y, left=left, top=_TOP, width=_EDGE, height=_EDGE)
-        chart.frame(title=panel.title, with_y=at == 0)
+        chart.frame(title=_fitting(panel.title), with_y=at == 0)
         chart.rule((0.0, 0.0), (1.0, 1.0))
         for bins, colour, is_dashed in zip(
             (panel.before, panel.after), colours(2), (True, False), strict=True
@@ -42,3 +43,10 @@ def reliability_svg(panels: Sequence[Panel]) -> str:
         charts.append(chart)
     width = _LEFT + MOST_PANELS * (_EDGE + _GAP)
     return svg(charts, width=width, height=_TOP + _EDGE + 48.0)
+
+
+def _fitting(title: str) -> str:
+    """A title that ends before the next panel; the caption has it in full."""
+    if len(title) <= _MOST_LETTERS:
+        return title
+    return f"{title[: _MOST_LETTERS - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"

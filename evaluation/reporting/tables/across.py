@@ -1,13 +1,14 @@
 """The tables over several tasks: the overview, grouped by metric, and average ranks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from evaluation.reporting import picks
 from evaluation.reporting.content import Content, Task
 from evaluation.reporting.family import Ranks
 from evaluation.reporting.numbers import interval, number, p_sentence, plural, signed
 from evaluation.reporting.results import ModelResult
-from evaluation.reporting.tables.scores import grouped, methods_of, model_cell, score_cell
+from evaluation.reporting.tables.scores import COVERS, grouped, methods_of, model_cell, score_cell
 from evaluation.reporting.tables.table import (
     MOST_COLUMNS,
     Cell,
@@ -49,9 +50,13 @@ def _packed(tasks: Sequence[Task]) -> list[list[Task]]:
 
 
 def _overview(content: Content, tasks: Sequence[Task]) -> Table:
-    chosen = [{row.model: row for row in picks.one_per_model(task.results.rows)} for task in tasks]
-    models = [model for model in content.models if any(model.name in column for column in chosen)]
-    rows = [(model.kind, _overview_row(content, model.name, tasks, chosen)) for model in models]
+    chosen = [_chosen(task) for task in tasks]
+    found = list(dict.fromkeys(key for column in chosen for key in column))
+    rows = [
+        (model.kind, _overview_row(content, key, tasks, chosen))
+        for model in content.models
+        for key in sorted(key for key in found if key[0] == model.name)
+    ]
     metrics = list(dict.fromkeys(metric_title(task.results.metric) for task in tasks))
     methods = [
         methods_of(list(column.values()), [task.results.metric], draws=task.results.num_bootstraps)
@@ -63,11 +68,30 @@ def _overview(content: Content, tasks: Sequence[Task]) -> Table:
         columns=(Column("Model"), *(_column(content, task) for task in tasks)),
         groups=(*grouped(rows), *_verdicts(content, tasks)),
         lines=(
-            "One row per model, by its main protocol, with 95% intervals over subjects. Bold: the "
-            "best point estimate of a task. Columns of different metrics are not to be compared.",
+            "One row per model, by its main protocol, and one per protocol that only a floor has, "
+            "with 95% intervals over subjects. Bold: the best point estimate of a task, which says "
+            "nothing of a difference. Columns of different metrics are not to be compared.",
+            *((COVERS,) if _has_coverage(chosen) else ()),
         ),
         method="; ".join(dict.fromkeys(method for method in methods if method)),
     )
+
+
+Key = tuple[str, str]
+"""Model, and the protocol where it is not its main one."""
+
+
+def _chosen(task: Task) -> dict[Key, ModelResult]:
+    rows = task.results.rows
+    mains = {id(row) for row in picks.one_per_model(rows)}
+    return {
+        (row.model, "" if id(row) in mains else row.protocol): row for row in picks.contenders(rows)
+    }
+
+
+def _has_coverage(chosen: Sequence[dict[Key, ModelResult]]) -> bool:
+    shown = [row.scores[0] for column in chosen for row in column.values()]
+    return any(score.coverage is not None for score in shown)
 
 
 def _column(content: Content, task: Task) -> Column:
@@ -85,38 +109,46 @@ def _column(content: Content, task: Task) -> Column:
 
 def _overview_row(
     content: Content,
-    model: str,
+    key: Key,
     tasks: Sequence[Task],
-    chosen: Sequence[dict[str, ModelResult]],
+    chosen: Sequence[dict[Key, ModelResult]],
 ) -> Row:
+    model, protocol = key
     cells = []
     for task, column in zip(tasks, chosen, strict=True):
-        if model not in column:
-            cells.append(reason_cell(_reason_without_score(task, model)))
+        if key not in column:
+            cells.append(reason_cell(_reason_without_score(task, key)))
             continue
         best = picks.best_of(task.results.metric, (row.scores[0].value for row in column.values()))
         cell = score_cell(
-            column[model].scores[0], best=best, warnings=content.warnings(task.name, model)
+            column[key].scores[0], best=best, warnings=content.warnings(task.name, model)
         )
-        cells.append(_remarked(cell, column[model], task, len({row.n for row in column.values()})))
-    return Row(model_cell(content, model), tuple(cells))
+        counts = {row.n for row in column.values()}
+        cells.append(_remarked(cell, column[key], task, len(counts), is_main=not protocol))
+    head = model_cell(content, model)
+    if protocol:
+        head = replace(head, text=f"{head.text}, {protocol_title(protocol)}")
+    return Row(head, tuple(cells))
 
 
-def _remarked(cell: Cell, row: ModelResult, task: Task, num_counts: int) -> Cell:
+def _remarked(cell: Cell, row: ModelResult, task: Task, num_counts: int, *, is_main: bool) -> Cell:
     """``cell`` with n where models differ in it, and with the protocol where it is another one."""
     main = picks.main_protocol(task.results.rows)
     under = (*cell.under, f"n = {row.n:,}") if num_counts > 1 else cell.under
     notes = cell.notes
-    if row.protocol != main:
+    if is_main and row.protocol != main:
         notes = (*notes, f"{protocol_title(row.protocol)}, not {protocol_title(main)}")
     return Cell(cell.text, under=under, notes=notes, warnings=cell.warnings, is_best=cell.is_best)
 
 
-def _reason_without_score(task: Task, model: str) -> str:
+def _reason_without_score(task: Task, key: Key) -> str:
+    model, protocol = key
     reasons = [
         one["reason"]
         for one in task.skipped
-        if one["model"] in (model, None) and one["protocol"] != "few_shot"
+        if one["model"] in (model, None)
+        and one["protocol"] != "few_shot"
+        and (not protocol or one["protocol"] in (protocol, None))
     ]
     return str(reasons[0]) if reasons else "not part of this task"
 
@@ -194,4 +226,15 @@ def _rank_lines(content: Content, ranks: Ranks) -> tuple[str, ...]:
     if ranks.left_out:
         names = ", ".join(content.titles[model] for model in ranks.left_out)
         lines.append(f"Not ranked, without a score in every one of these tasks: {names}.")
+    if ranks.tasks_left_out:
+        titles = {task.name: task.card["title"] for task in content.tasks}
+        names = ", ".join(titles[name] for name in ranks.tasks_left_out)
+        lines.append(f"Not ranked over: {names}. Fewer models have a score there.")
+    cohorts = {task.card["data"] for task in content.tasks if task.name in ranks.tasks}
+    if ranks.ranks and len(cohorts) < len(ranks.tasks):
+        lines.append(
+            f"{plural(len(ranks.tasks), 'task')} of {plural(len(cohorts), 'cohort')}: tasks that "
+            "share subjects are not independent, so both of these tests are surer than they should "
+            "be."
+        )
     return tuple(lines)

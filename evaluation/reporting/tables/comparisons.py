@@ -63,7 +63,7 @@ def comparison_table(content: Content, task: Task, *, family: int) -> Table | No
         groups=tuple(
             Group(title, "backbone", tuple(part)) for title, part in parts.items() if part
         ),
-        lines=_lines(metric, family),
+        lines=_lines(metric, family, task.results.num_permutations),
         task=task.name,
         method=f"paired bootstrap, {task.results.num_bootstraps:,} draws; p by sign-flip "
         "permutation",
@@ -97,7 +97,8 @@ def _difference(one: Comparison, warnings: tuple[str, ...]) -> Cell:
         return reason_cell(one.reason)
     under = interval(one.low, one.high, one.difference)
     text = signed(one.difference, one.low, one.high)
-    return Cell(text, under=(under,) if under else (), warnings=warnings)
+    notes = (one.reason,) if one.reason else ()
+    return Cell(text, under=(under,) if under else (), notes=notes, warnings=warnings)
 
 
 def _p(
@@ -108,11 +109,20 @@ def _p(
     return Cell(p_value(value), warnings=warnings, is_best=bold and value < CLEAR)
 
 
-def _lines(metric: str, family: int) -> tuple[str, ...]:
+def _lines(metric: str, family: int, num_permutations: int | None) -> tuple[str, ...]:
     direction = "Negative" if is_lower_better(metric) else "Positive"
-    return (
+    adjusted = (
         f"{direction}: the first is better. p, Holm: adjusted for all {family:,} comparisons of "
-        f"this report; bold below {CLEAR}.",
+        f"this report; bold below {CLEAR}."
+    )
+    least = family / (1 + num_permutations) if num_permutations else 0.0
+    if least >= CLEAR:
+        adjusted += (
+            f" With {num_permutations:,} permutations none can be below "
+            f"{p_value(min(1.0, least))}: raise num_permutations to find anything."
+        )
+    return (
+        adjusted,
         "Detectable: the smallest true difference that a study of this n finds with 80% power at "
         "the 5% level; a smaller one may well be there, unseen.",
         "A difference between two backbones is one between two files. That one method beats "

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from evaluation.reporting import picks
 from evaluation.reporting.content import Content, Task
 from evaluation.reporting.numbers import interval, number, plural, signed
 from evaluation.reporting.results import FewShotCurve, FewShotPoint
@@ -54,7 +55,7 @@ def _table(content: Content, task: Task, unit: str, sizes: Sequence[float]) -> T
         title=f"{task.card['title']}. {metric_title(task.results.metric)} from {what}",
         columns=(Column("Model"), *heads),
         groups=grouped(rows),
-        lines=_lines(content, task),
+        lines=_lines(content, task, sizes if unit == "fraction" else ()),
         task=task.name,
         method="5-95% over draws of training subjects",
     )
@@ -110,7 +111,7 @@ def _point(point: FewShotPoint | None, warnings: tuple[str, ...]) -> Cell:
     return Cell(text, under=tuple(line for line in under if line), warnings=warnings, notes=notes)
 
 
-def _lines(content: Content, task: Task) -> tuple[str, ...]:
+def _lines(content: Content, task: Task, fractions: Sequence[float]) -> tuple[str, ...]:
     found, results = task.results.few_shot, task.results
     assert found is not None
     lines = [
@@ -120,10 +121,11 @@ def _lines(content: Content, task: Task) -> tuple[str, ...]:
     ]
     if found.reference is not None:
         whose = content.titles.get(found.reference, found.reference)
-        if found.reference_protocol:
-            whose += f", {protocol_title(found.reference_protocol)}"
+        by = protocol_title(found.reference_protocol or picks.PREFERRED_PROTOCOL)
         lines.append(
-            f"\N{GREEK CAPITAL LETTER DELTA}: paired difference to the strongest floor ({whose}) "
-            "on the same draws, with its 5th to 95th percentile."
+            f"\N{GREEK CAPITAL LETTER DELTA}: paired difference to the floor that is strongest by "
+            f"the {by} ({whose}) on the same draws, with its 5th to 95th percentile."
         )
+    if 1.0 in fractions:
+        lines.append("All labels are one training set: there is no spread over draws.")
     return tuple(lines)

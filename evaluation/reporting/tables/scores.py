@@ -27,6 +27,10 @@ from evaluation.reporting.titles import (
 )
 from evaluation.reporting.words import UNKNOWN_OVERLAP
 
+COVERS = (
+    "covers: how often intervals of this method held the truth in a simulation of clustered "
+    "subjects at the n and the score nearest to these; nominal is 95%."
+)
 THRESHOLDS = {
     "validation": "chosen on validation",
     "cross-fitted": "chosen for each part of the subjects on the others (cross-fitted)",
@@ -40,6 +44,8 @@ def score_cell(score: Score, *, best: float | None, warnings: Sequence[str] = ()
     under = [interval(score.low, score.high, score.value)]
     if score.coverage is not None:
         under.append(f"covers {percent(score.coverage)}")
+    if score.specificity is not None:
+        under.append(f"at specificity {number(score.specificity)}")
     return Cell(
         number(score.value, score.low, score.high),
         under=tuple(line for line in under if line),
@@ -143,16 +149,30 @@ def _lines(task: Task) -> tuple[str, ...]:
         "estimate of a column; overlapping intervals are no proof that one model is better."
     ]
     if any(score.coverage is not None for row in results.rows for score in row.scores):
-        lines.append(
-            "covers: how often intervals of this method held the truth in a simulation of "
-            "clustered subjects at the n and the score nearest to these; nominal is 95%."
-        )
+        lines.append(COVERS)
     if "balanced_accuracy" in results.metrics:
         whose = "all" if results.split == "cv" else "training"
-        lines.append(f"Balanced accuracy cuts at the share of each class among {whose} subjects.")
+        lines.append(
+            f"Balanced accuracy cuts at the share of each class among {whose} subjects; that of "
+            "prototypes, whose probabilities do not know it, at equal shares."
+        )
+    if "nll" in results.metrics:
+        lines.append(
+            "A probability of 0 given to what happened counts as 36 in the negative "
+            "log-likelihood: a few such subjects make most of it."
+        )
+    if "dice" in results.metrics:
+        lines.append(
+            "Dice of a class is over the subjects who have it in the true or the predicted mask: "
+            "found where it is not, it counts 0; in neither mask, it is left out, so n differs by "
+            "model."
+        )
     scores = [score for row in results.rows for score in row.scores]
     for source in dict.fromkeys(score.threshold_on for score in scores if score.threshold_on):
-        lines.append(f"The threshold of sensitivity is {THRESHOLDS.get(source, source)}.")
+        lines.append(
+            f"The threshold of sensitivity is {THRESHOLDS.get(source, source)}; its interval takes "
+            "the threshold as given, and the specificity it reached stands below."
+        )
     return tuple(lines)
 
 
@@ -207,7 +227,10 @@ def _outputs_table(
 def _output_cell(one: OutputScore | None, best: float | None, warnings: tuple[str, ...]) -> Cell:
     if one is None or one.value is None:
         return reason_cell(one.reason if one else "not scored")
-    under = (interval(one.low, one.high, one.value), f"n = {one.n:,}" if one.n else "")
+    count = f"n = {one.n:,}" if one.n else ""
+    if one.n and one.positives is not None:
+        count = f"{one.positives:,} of {one.n:,} positive"
+    under = (interval(one.low, one.high, one.value), count)
     return Cell(
         number(one.value, one.low, one.high),
         under=tuple(line for line in under if line),

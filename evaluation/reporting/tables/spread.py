@@ -36,7 +36,7 @@ def spread_table(content: Content, task: Task) -> Table | None:
     heads = {
         "delong": Column("DeLong", ("95% interval",)),
         "bootstrap": Column("Bootstrap", ("95% interval",)),
-        "training_spread": Column("Training sets", ("mean \N{PLUS-MINUS SIGN} SD", "5-95%")),
+        "training_spread": Column("Training sets", ("mean \N{PLUS-MINUS SIGN} SD", "2.5-97.5%")),
         "folds": Column("Folds", ("mean \N{PLUS-MINUS SIGN} SD", "95% Nadeau-Bengio")),
     }
     return Table(
@@ -60,7 +60,7 @@ def spread_table(content: Content, task: Task) -> Table | None:
 _METHODS = {
     "delong": "DeLong (95%)",
     "bootstrap": "percentile bootstrap (95%)",
-    "training_spread": "5-95% over resampled training sets",
+    "training_spread": "2.5-97.5% over resampled training sets",
     "folds": "Nadeau-Bengio (95%) over folds",
 }
 

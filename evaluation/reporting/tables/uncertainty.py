@@ -1,10 +1,11 @@
 """The tables of uncertainty: calibration, conformal sets with their coverage by group."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from evaluation.reporting import picks
 from evaluation.reporting.content import Content, Task
-from evaluation.reporting.numbers import number, percent
+from evaluation.reporting.numbers import number, percent, share_interval_text
 from evaluation.reporting.results import Conformal, ModelResult, Quality
 from evaluation.reporting.tables.scores import grouped, model_cell
 from evaluation.reporting.tables.table import (
@@ -18,6 +19,7 @@ from evaluation.reporting.tables.table import (
 )
 from evaluation.reporting.titles import protocol_title
 
+ENDLESS = "too few subjects to calibrate on: only a set without end is sure enough"
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 
@@ -35,7 +37,8 @@ def calibration_table(content: Content, task: Task) -> Table | None:
         cells = [
             Cell(protocol_title(row.protocol)),
             Cell(f"{row.n:,}"),
-            *(_change(before, after, name, warnings) for name in ("ece", "nll", "brier")),
+            replace(_change(before, after, "ece", warnings), under=_by_chance(before, after)),
+            *(_change(before, after, name, warnings) for name in ("nll", "brier")),
             Cell(number(scaled), warnings=warnings) if scaled is not None else reason_cell(None),
             Cell(row.calibration.fitted_on or ""),
         ]
@@ -57,6 +60,8 @@ def calibration_table(content: Content, task: Task) -> Table | None:
         groups=grouped(made),
         lines=(
             "ECE: expected calibration error over 15 bins of equal numbers of subjects (adaptive). "
+            "By chance: the mean ECE of scores like these with as many subjects, were each to come "
+            "true just as often as it says. "
             "Temperature scaling leaves every ranking, and so the AUROC, as it is.",
         ),
         task=task.name,
@@ -69,6 +74,13 @@ def _change(before: Quality, after: Quality, name: str, warnings: tuple[str, ...
     if first is None or second is None:
         return reason_cell("probabilities of 0 or 1 or one class only: not defined")
     return Cell(f"{number(first, second)} {ARROW} {number(second, first)}", warnings=warnings)
+
+
+def _by_chance(before: Quality, after: Quality) -> tuple[str, ...]:
+    first, second = before.ece_by_chance, after.ece_by_chance
+    if first is None or second is None:
+        return ()
+    return (f"by chance {number(first, second)} {ARROW} {number(second, first)}",)
 
 
 def conformal_table(content: Content, task: Task) -> Table | None:
@@ -95,7 +107,7 @@ def conformal_table(content: Content, task: Task) -> Table | None:
             Column("Model"),
             Column("Protocol"),
             Column("n"),
-            Column("Coverage", ("of the sets",)),
+            Column("Coverage", ("of the sets", "[95% interval]")),
             Column("Nominal"),
             Column("Mean size", (_size_unit(task),)),
             Column("Calibrated on"),
@@ -104,12 +116,13 @@ def conformal_table(content: Content, task: Task) -> Table | None:
         groups=grouped(made),
         lines=(
             "Coverage: share of subjects whose set holds their label. A set of the nominal level "
-            "promises it on average over subjects, not within a group.",
-            "Risk-coverage: mean risk among the most certain share of subjects, averaged over all "
-            "shares; lower is better.",
+            "promises it on average over subjects, not within a group. The interval (Wilson) is "
+            "over the scored subjects.",
+            "Risk-coverage: mean error rate among the most certain share of subjects, averaged "
+            "over all shares; lower is better.",
         ),
         task=task.name,
-        method="no interval",
+        method="Wilson (95%) of the coverage",
     )
 
 
@@ -120,12 +133,15 @@ def _size_unit(task: Task) -> str:
 def _conformal_cells(found: Conformal | None, warnings: tuple[str, ...]) -> list[Cell]:
     if found is None or found.coverage is None:
         return [reason_cell("no conformal sets for this model")] * 5
-    size = "" if found.mean_size is None else number(found.mean_size)
+    size = reason_cell(ENDLESS)
+    if found.mean_size is not None:
+        size = Cell(number(found.mean_size), warnings=warnings)
+    under = share_interval_text(found.coverage, found.n)
     return [
         Cell("" if found.n is None else f"{found.n:,}"),
-        Cell(percent(found.coverage), warnings=warnings),
+        Cell(percent(found.coverage), under=(under,) if under else (), warnings=warnings),
         Cell(percent(found.level)),
-        Cell(size, warnings=warnings),
+        size,
         Cell(found.calibrated_on or ""),
     ]
 
@@ -165,11 +181,11 @@ def _group_table(content: Content, task: Task, rows: Sequence[ModelResult]) -> T
         columns=(Column("Group"), *(Column(content.titles[row.model]) for row in rows)),
         groups=groups,
         lines=(
-            "Every backbone and the strongest floor, main protocol. A small group moves by chance: "
-            "one subject of 20 is 5%.",
+            "Every backbone and the strongest floor, main protocol; 95% intervals (Wilson) over "
+            "the scored subjects. A small group moves by chance: one subject of 20 is 5%.",
         ),
         task=task.name,
-        method="no interval",
+        method="Wilson (95%) of the coverage",
     )
 
 
@@ -184,11 +200,12 @@ def _group_cell(content: Content, task: Task, row: ModelResult, column: str, val
     found = row.conformal.by_group.get(column, {}).get(value)
     if found is None or found.coverage is None:
         return reason_cell("no subject of this group was scored")
-    under = [f"size {number(found.mean_size)}"] if found.mean_size is not None else []
-    if found.n is not None:
-        under.append(f"n = {found.n:,}")
+    under = [share_interval_text(found.coverage, found.n)]
+    under.append("" if found.mean_size is None else f"size {number(found.mean_size)}")
+    under.append("" if found.n is None else f"n = {found.n:,}")
     warnings = tuple(content.warnings(task.name, row.model))
-    return Cell(percent(found.coverage), under=tuple(under), warnings=warnings)
+    lines = tuple(line for line in under if line)
+    return Cell(percent(found.coverage), under=lines, warnings=warnings)
 
 
 def _ordered(content: Content, task: Task) -> list[ModelResult]:
