@@ -193,8 +193,12 @@ def _evaluation(
 def _backbone(text: str) -> dict[str, Any]:
     """A line of a recipe, by name."""
     if text.lstrip().startswith("{"):
-        line = yaml.safe_load(text)
-        return {"backbone": line}
+        try:
+            return {"backbone": yaml.safe_load(text)}
+        except yaml.YAMLError as error:
+            raise TaskError(
+                f"backbone {text!r} is no line of a recipe ({' '.join(str(error).split())})"
+            ) from None
     folder = _existing(Path(text))
     if (folder / "backbone").is_dir():
         folder = folder / "backbone"

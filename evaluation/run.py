@@ -26,7 +26,7 @@ from evaluation.scoring.gate import GATE, Gate
 from evaluation.scoring.gather import FEATURES, Gathered, fill_features
 from evaluation.scoring.inputs import Inputs, load_inputs
 from evaluation.scoring.model import How
-from evaluation.scoring.record import record, run_content
+from evaluation.scoring.record import announce, record, run_content
 from evaluation.scoring.statistics import store_task
 from evaluation.scoring.task import SCORED, TaskScores, score_task
 from evaluation.statistics.summary import Settings
@@ -51,13 +51,17 @@ def main(config: EvaluationConfig) -> None:
     leave_to_first(share)
     gate = Gate(config, folder=folder)
     gate.check_scans(inputs, features=folder / FEATURES)
+    is_open = config.test == "open"
+    notes = [announce(config, recipe_digest=inputs.recipe_digest)] if is_open else []
     with drafted(folder) as draft:
         features = Gathered(inputs.entries, folder=folder / FEATURES)
         scored = [_score(config, task, inputs, gate, features, draft) for task in inputs.tasks]
         statistics = {each.scores.task: each.statistics for each in scored}
         store.write_leakage(draft, gate.finish())
         _store_pictures(config, draft, inputs)
-        store.write_run(draft, _run_content(config, inputs, scored))
+        if is_open:
+            record(config, recipe_digest=inputs.recipe_digest, statistics=statistics)
+        store.write_run(draft, _run_content(config, inputs, scored, notes))
     for part, used in ((SCORED, [each.scores.used for each in scored]), (GATE, [gate.used])):
         forget_others(folder / part, used=set().union(*used))
     print(f"\n{summarise(statistics)}\nstored in {folder}", flush=True)
@@ -152,12 +156,8 @@ def _settings(config: EvaluationConfig, task: Task) -> Settings:
 
 
 def _run_content(
-    config: EvaluationConfig, inputs: Inputs, scored: Sequence[Scored]
+    config: EvaluationConfig, inputs: Inputs, scored: Sequence[Scored], notes: Sequence[str]
 ) -> dict[str, Any]:
-    notes = []
-    if config.test == "open":
-        statistics = {each.scores.task: each.statistics for each in scored}
-        notes = [record(config, recipe_digest=inputs.recipe_digest, statistics=statistics)]
     return run_content(
         config,
         tasks=inputs.tasks,

@@ -22,14 +22,17 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evaluation.backbones.embedder import LAYERS, EmbedderError
+from evaluation.backbones.embedder import LAYERS, Dense, EmbedderError
 from evaluation.backbones.entry import Loaded
 from evaluation.backbones.foreign import foreign
 from evaluation.backbones.lines import FunctionLine
@@ -38,9 +41,11 @@ from foundation.network.patches import Shape
 from foundation.windows import Layers, Tokens
 from recipes.load import digest
 from shards.files import sha256_of
+from shards.scan import Scan
 
 _KEYS = {"cls", "mean", "patch_tokens"}
 _EMBEDDER = ("digest", "spacing_mm", "embed", "dense")
+_ARRAYS = ("cls", "mean", "crop_cls", "crop_mean")
 
 
 def load_function(name: str, line: FunctionLine, *, device: torch.device) -> Loaded:
@@ -69,7 +74,8 @@ def load_function(name: str, line: FunctionLine, *, device: torch.device) -> Loa
                 f"{line.function} returns no embedder, it lacks {', '.join(missing)}; a function "
                 "of a window needs preprocessing"
             )
-        embedder = _Named(embedder, digest({**identity, "own": embedder.digest}))
+        named = digest({**identity, "own": embedder.digest})
+        embedder = _Named(embedder, digest=named, where=line.function)
     else:
         embedder = _windowed(found, args, line, digest=digest(identity), device=device)
     about = {"network": line.function, "weights": str(line.weights) if line.weights else None}
@@ -79,11 +85,43 @@ def load_function(name: str, line: FunctionLine, *, device: torch.device) -> Loa
 class _Named:
     """An embedder of somebody else's under a digest that covers its source as well."""
 
-    def __init__(self, embedder: Any, digest: str) -> None:
+    def __init__(self, embedder: Any, *, digest: str, where: str) -> None:
         self.digest = digest
         self.spacing_mm = embedder.spacing_mm
-        self.embed = embedder.embed
-        self.dense = embedder.dense
+        self._own, self._where = embedder, where
+
+    def embed(self, scan: Scan) -> dict[str, NDArray[np.float32]]:
+        """See ``evaluation.backbones.embedder.Embedder``, whose shapes are checked."""
+        with _somebody_elses(self._where, f"a scan of {scan.voxels.shape}"):
+            given = dict(self._own.embed(scan))
+            found = {name: np.asarray(values, dtype=np.float32) for name, values in given.items()}
+        wrong = [name for name in _ARRAYS if name not in found or found[name].ndim != 2]
+        if wrong:
+            raise EmbedderError(
+                f"{self._where} gives {sorted(found)}, expected {', '.join(_ARRAYS)} and perhaps "
+                f"patch, each of two axes; {wrong[0]} is not so"
+            )
+        return found
+
+    def dense(self, scan: Scan) -> Dense | None:
+        """As above."""
+        with _somebody_elses(self._where, f"a scan of {scan.voxels.shape}"):
+            found: Dense | None = self._own.dense(scan)
+        return found
+
+
+@contextmanager
+def _somebody_elses(where: str, what: str) -> Iterator[None]:
+    """Code of somebody else's can fail by anything; it is told in one line."""
+    try:
+        yield
+    except EmbedderError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise EmbedderError(
+            f"{where} fails on {what} ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _imported(where: str) -> tuple[Callable[..., Any], Path]:
@@ -162,12 +200,28 @@ class PerWindow:
         """See the contract above; ``where`` begins each error."""
         self.grid: Shape | None = None
         self._call, self._where, self._device = call, where, device
+        self._width: tuple[int, int] | None = None
 
     def __call__(self, windows: Tensor, spacing_mm: Tensor) -> Layers:
         """See ``evaluation.backbones.windowed.Network``."""
         del spacing_mm
-        each = [self._layers(self._call(window[None])) for window in windows]
+        each = [self._layers(self._called(window[None])) for window in windows]
         return [_together(layer) for layer in zip(*each, strict=True)]
+
+    def _called(self, window: Tensor) -> Any:
+        if self._width is None:
+            return self._call(window)  # the empty window that every function is tried with
+        with _somebody_elses(self._where, f"a window of {tuple(window.shape)}"):
+            return self._call(window)
+
+    def _require_width(self, tokens: Tensor) -> None:
+        layers, _, width = tokens.shape
+        if self._width not in (None, (layers, width)):
+            raise EmbedderError(
+                f"{self._where} returns {layers} layers of {width} features, and of another "
+                f"window {self._width[0]} of {self._width[1]}; they must be the same of all"
+            )
+        self._width = (layers, width)
 
     def _layers(self, result: Any) -> list[Tokens]:
         """Of one window; what is no patch token stands as the one token of the whole window."""
@@ -188,6 +242,7 @@ class PerWindow:
             one = cls if mean is None else mean
             assert one is not None
             tokens = one[:, None]
+        self._require_width(tokens)
         if cls is not None and len(cls) != len(tokens):
             raise EmbedderError(
                 f"{self._where} returns {len(cls)} layers of cls and {len(tokens)} of the others"

@@ -41,12 +41,14 @@ class Line(Section):
 class ArtefactLine(Line):
     """A folder that a pretraining published; the path alone will do."""
 
-    artefact: Path
+    artefact: str = Field(description="a folder, an archive, hf://org/name, a URL, or a known name")
 
     @model_validator(mode="before")
     @classmethod
     def _path_alone(cls, tree: Any) -> Any:
-        return {"artefact": tree} if isinstance(tree, str | Path) else tree
+        if isinstance(tree, str | Path):
+            return {"artefact": str(tree)}
+        return {**tree, "artefact": str(tree["artefact"])} if "artefact" in tree else tree
 
 
 class RunLine(Line):
@@ -176,7 +178,7 @@ BackboneLine = Annotated[
 def source_of(line: Line) -> str:
     """Where a backbone comes from, for people."""
     if isinstance(line, ArtefactLine):
-        return str(line.artefact)
+        return line.artefact
     if isinstance(line, RandomLine):
         return f"untrained, like {line.random.like}, seed {line.random.seed}"
     sort = next(key for key, name in _KEYS.items() if name == type(line).__name__)
@@ -192,5 +194,6 @@ def source_of(line: Line) -> str:
 def run_of(line: Line) -> Path | None:
     """The folder of the pretraining that a backbone of our own comes from."""
     if isinstance(line, ArtefactLine):
-        return line.artefact.parent
+        folder = Path(line.artefact)
+        return folder.parent if folder.is_dir() else None
     return line.run if isinstance(line, RunLine) else None

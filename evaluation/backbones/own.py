@@ -1,6 +1,5 @@
 """Backbones of our own as embedders: a published artefact, or a network that was never trained."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,18 @@ from foundation.backbone import Backbone, BackboneError, load_backbone, random_b
 from foundation.preprocessing import Preprocessing
 from foundation.vit import Crops, Vit3d, VitConfig
 from foundation.windows import Layers, Tokens
-from recipes.load import digest, parse
+from recipes.load import digest
 
 
 def load_artefact(name: str, line: ArtefactLine, *, device: torch.device) -> Loaded:
-    """A folder ``backbone/``.
+    """A folder ``backbone/``, or whatever else ``load_backbone`` takes.
 
     Raises:
         BackboneError: It is missing, damaged, or does not tell what it was trained on.
     """
-    folder = line.artefact
-    backbone = load_backbone(folder, device=str(device))
-    config = _vit_config(folder)
-    return loaded(name, backbone, config, where=str(folder), device=device)
+    backbone = load_backbone(line.artefact, device=str(device))
+    assert backbone.loaded is not None
+    return loaded(name, backbone, backbone.loaded.vit_config, where=line.artefact, device=device)
 
 
 def loaded(
@@ -52,7 +50,8 @@ def loaded(
 def load_twin(folder: Path, *, device: torch.device) -> tuple[str, Twin]:
     """The architecture of a published backbone, and what makes an untrained one of it."""
     backbone = load_backbone(folder)
-    config = _vit_config(folder)
+    assert backbone.loaded is not None
+    config = backbone.loaded.vit_config
     architecture = _architecture(config, backbone.preprocessing)
     return architecture, _twin(config, backbone.preprocessing, device=device)
 
@@ -103,8 +102,3 @@ def _seen(provenance: dict[str, Any], *, where: str) -> dict[str, list[str]]:
             "say whether it has seen what it is scored on; pretrain it again with this version"
         )
     return {key: list(provenance[key]) for key in SEEN if key in provenance}
-
-
-def _vit_config(folder: Path) -> VitConfig:
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return parse(content["vit"], VitConfig, where=str(folder / "config.json"))

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from evaluation.backbones.lines import ArtefactLine
 from evaluation.extraction.sharing import ALONE
 from evaluation.run import main as evaluate
 from evaluation.scoring.config import EvaluationConfig
@@ -67,10 +66,7 @@ def _prepared(folder: Path, *, num_subjects: int, diseases: tuple[str, ...]) -> 
         "data_root": str(folder),
         "out": str(folder / "stores"),
         "pseudonym_key": str(folder / "key"),
-        "backbones": {
-            method: ArtefactLine(artefact=folder / method / "backbone").model_dump(mode="json")
-            for method in METHODS
-        },
+        "backbones": {method: str(folder / method / "backbone") for method in METHODS},
         "tasks": [f"recipes/tasks/phantom_{disease}.yaml" for disease in diseases],
         "tier": "quick",
         "device": "cpu",

@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluation.backbones.embedder import Dense, Embedder, Spacing
 from evaluation.extraction.cache import CacheFile, FeatureError
-from evaluation.extraction.features import content_of, made_by, naming, read_row
+from evaluation.extraction.features import content_of, made_by, naming, read_row, require_finite
 from evaluation.extraction.progress import progress
 from evaluation.extraction.sharing import ALONE, Share, shared
 from evaluation.storing.store import StoreError, read_arrays
@@ -85,6 +85,7 @@ def _write(row: CohortRow, embedder: Embedder, spacing: Spacing | None, file: Ca
         dense = embedder.dense(resample(scan, spacing) if spacing else scan)
     if dense is None:
         return False
+    require_finite({"tokens": dense.tokens}, file.name, row)
     grid = {key: np.asarray(getattr(dense, key)) for key in _GRID}
     file.write({"tokens": dense.tokens.astype(np.float32), **grid})
     return True

@@ -5,11 +5,13 @@ extractor and scan, named by the digest of what it was made from: a killed run g
 where it stopped, and a changed scan, backbone or view is a name that does not exist yet.
 """
 
+import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -17,6 +19,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.backbones.embedder import EmbedderError
 from evaluation.extraction.cache import FORMAT, Arrays, CacheFile, Stacked, joined, stacked
 from evaluation.extraction.cache import FeatureError as FeatureError
 from evaluation.extraction.progress import progress
@@ -28,9 +31,17 @@ from shards.scan import Scan, ScanError, read_scan, resample
 from shards.sources.cohort import CohortRow
 
 Spacing = tuple[float, float, float]
+
+_ROOT = Path(__file__).parents[2]
+_VOXEL_PATH = (
+    "shards/scan.py", "shards/images/*.py", "shards/dicom/*.py", "shards/measure/*.py",
+    "foundation/preprocessing.py", "foundation/windows.py", "foundation/vit.py",
+    "foundation/network/*.py", "evaluation/backbones/*.py", "evaluation/extraction/embeddings.py",
+    "evaluation/extraction/dense.py", "evaluation/floors/*.py",
+)  # fmt: skip
 Rows = Sequence[CohortRow]
 
-_CHUNK = 8  # scans a file holds, and that a kill loses at most
+_HEADERS = (".mhd", ".nhdr")  # whose voxels lie in another file
 _READERS = 2
 
 
@@ -172,8 +183,8 @@ def naming(row: CohortRow) -> Iterator[None]:
     """Name the scan in what goes wrong with it."""
     try:
         yield
-    except ScanError as error:
-        raise FeatureError(f"{row.scan}: {error}") from None
+    except (ScanError, EmbedderError) as error:
+        raise FeatureError(f"{row.scan}: {error}") from error
 
 
 def _named(where: str, modality: str | None) -> Scan:
@@ -186,17 +197,30 @@ def _named(where: str, modality: str | None) -> Scan:
 
 
 def fingerprint(where: str | None) -> list[Any]:
-    """What changes when a scan's file, folder or archive does: names, sizes and times."""
+    """What changes when a scan's file, folder or archive does: its place, names, sizes and times.
+
+    Copies of an archive have the times of the archive, and scans of one grid the same size: of two
+    visits with files of the same name, the place alone tells one from the other.
+    """
     if where is None:
         return []
     name, _, member = where.partition("#")
     path = Path(name)
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = sorted(_files_of(path))
         marks = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError:
         raise FeatureError(f"{name}: no such scan; is the data complete?") from None
-    return [path.name, member, marks]
+    return [name, member, marks]
+
+
+def _files_of(path: Path) -> Iterable[Path]:
+    """A scan's own file, all in its folder, or a header with what lies beside it by its name."""
+    if path.is_dir():
+        return path.iterdir()
+    if path.suffix.lower() in _HEADERS:
+        return [each for each in path.parent.iterdir() if each.stem == path.stem or each == path]
+    return [path]
 
 
 def content_of(rows: Rows) -> str:
@@ -208,7 +232,16 @@ def content_of(rows: Rows) -> str:
 
 def made_by(extractor_digest: str, spacing_mm: Spacing | None) -> str:
     """Digest of what makes features, beside the scans."""
-    return digest({"extractor": extractor_digest, "view": spacing_mm, "format": FORMAT})
+    made_of = {"extractor": extractor_digest, "view": spacing_mm, "format": FORMAT}
+    return digest({**made_of, "code": _voxel_code()})
+
+
+@lru_cache
+def _voxel_code() -> str:
+    """Digest of the files that a voxel passes on its way into a feature: another way of reading,
+    resampling or cutting makes other features."""
+    files = [file for part in _VOXEL_PATH for file in sorted(_ROOT.glob(part))]
+    return digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
 
 
 def _cache_file(folder: Path, extractor: Extractor, row: CohortRow) -> CacheFile:
@@ -220,10 +253,25 @@ def _cache_file(folder: Path, extractor: Extractor, row: CohortRow) -> CacheFile
 def _fill(row: CohortRow, scan: Scan, extractors: Sequence[Extractor], folder: Path) -> None:
     with naming(row):
         for extractor, view in _views(scan, extractors):
-            arrays = stacked(
-                extractor.name, [extractor.extract(view, row)], ragged=extractor.ragged
+            arrays = extractor.extract(view, row)
+            require_finite(arrays, extractor.name, row)
+            _cache_file(folder, extractor, row).write(
+                stacked(extractor.name, [arrays], ragged=extractor.ragged)
             )
-            _cache_file(folder, extractor, row).write(arrays)
+
+
+def require_finite(arrays: Arrays, name: str, row: CohortRow) -> None:
+    """Refuse features that no probe could learn from, before they are cached.
+
+    Raises:
+        FeatureError: An array holds NaN or infinity.
+    """
+    for key, values in arrays.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise FeatureError(
+                f"{row.scan}: {name} gives {key} that is not finite; mend the backbone or the "
+                "scan, or take its row out of the cohort"
+            )
 
 
 def _read_ahead(rows: Rows, pool: ThreadPoolExecutor) -> Iterator[tuple[CohortRow, Scan]]:

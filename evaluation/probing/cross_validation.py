@@ -2,6 +2,13 @@
 
 A fold's features and setting are chosen by cross-validation inside its training part, so nothing
 of the fold has a say in what is scored on it.
+
+Scores of different folds are of different models, and each of these has learnt from the others'
+folds. Where features mean nothing, that puts positives of one fold below negatives of another: the
+area over all pairs of subjects is below one half, the more so when repeats are averaged first,
+which takes out the chance around it. Pairs within a fold are at one half. So what is kept is one
+repeat, not the mean: the one whose score comes nearest to the mean over folds, of a metric of
+pairs, or the middle one of any other.
 """
 
 from collections.abc import Iterator
@@ -15,9 +22,10 @@ from evaluation.probing.predictions import predict
 from evaluation.probing.prevalence import at_prevalence, class_shares
 from evaluation.probing.quality import as_score, measures, qualities
 from evaluation.probing.subjects import Part
-from evaluation.tasks.card import RepeatedCv
+from evaluation.tasks.card import OF_ONE_SUBJECT, RepeatedCv
 from evaluation.tasks.task import Task
 
+_OF_PAIRS = ("auroc", "macro_auroc", "concordance")
 _ENTRIES_AT_ONCE = 30_000_000  # float64 of scores that are held together: 240 MB
 
 
@@ -25,7 +33,8 @@ class CrossValidated(NamedTuple):
     """What :func:`evaluation.probing.protocols.evaluate` makes an outcome of.
 
     Attributes:
-        scores: Mean over repeats of the score of each subject while it was held out, (n, K).
+        scores: Of each subject while it was held out, (n, K), in one repeat. What belongs to one
+            subject alone (Dice, a query) is the mean over repeats.
         chosen: What most folds chose.
         grid: Every candidate with its mean score inside training parts, and how often chosen.
         folds: Primary metric of each fold, repeat by repeat, NaN where it has none.
@@ -59,20 +68,34 @@ def cross_validate(task: Task, scorer: Scorer, cv: RepeatedCv) -> CrossValidated
     ]
     quality = np.stack([each.quality for each in tried], axis=1)  # (folds, features, settings)
     best = quality.reshape(len(folds), -1).argmax(axis=1)
-    total = np.zeros((len(task.label), len(task.outputs)))
-    times = np.zeros_like(total)  # a Dice or a query may have no value in some repeat
-    metrics = []
+    by_repeat = np.full((cv.repeats, len(task.label), len(task.outputs)), np.nan)
+    metrics = np.zeros(len(folds))
     for number, fold in enumerate(folds):
         which, setting = divmod(int(best[number]), len(settings))
         score = tried[which].held_out[number][setting]
-        total[fold.held_out] += np.nan_to_num(score)
-        times[fold.held_out] += np.isfinite(score)
-        metrics.append(measures(task.label[fold.held_out], score[None], task.card.metric)[0])
+        by_repeat[number // cv.folds, fold.held_out] = score
+        metrics[number] = measures(task.label[fold.held_out], score[None], task.card.metric)[0]
     grid = _grid(task, scorer, quality, best)
     often = max(grid, key=lambda cell: cell["times_chosen"])
     chosen = {key: value for key, value in often.items() if key != "score"}
-    mean = np.divide(total, times, out=np.full_like(total, np.nan), where=times > 0)
-    return CrossValidated(mean, {**chosen, "num_fits": len(folds)}, grid, np.array(metrics))
+    scores = _kept(task, by_repeat, metrics)
+    return CrossValidated(scores, {**chosen, "num_fits": len(folds)}, grid, metrics)
+
+
+def _kept(task: Task, by_repeat: Floats, metrics: Floats) -> Floats:
+    """Of the scores of all repeats, (repeats, n, K), those that stand for them, (n, K)."""
+    if task.card.kind in OF_ONE_SUBJECT:
+        known = np.isfinite(by_repeat)  # a Dice or a query may have no value in some repeat
+        times = known.sum(axis=0)
+        total = np.where(known, by_repeat, 0.0).sum(axis=0)
+        return np.divide(total, times, out=np.full_like(total, np.nan), where=times > 0)
+    whole = measures(task.label, by_repeat, task.card.metric)
+    wanted = metrics if task.card.metric in _OF_PAIRS else whole
+    if not np.isfinite(whole).any() or not np.isfinite(wanted).any():
+        return by_repeat[0]
+    middle = np.nanmean(metrics) if wanted is metrics else np.nanmedian(whole)
+    kept: Floats = by_repeat[int(np.nanargmin(np.round(np.abs(whole - middle), 12)))]
+    return kept
 
 
 def _try_features(

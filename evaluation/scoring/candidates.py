@@ -25,6 +25,8 @@ from evaluation.tasks.task import Task
 FUSED = "linear_clinical"
 """The linear probe on a backbone's features beside the cohort's clinical columns."""
 
+_PATCHES_IN_FOLDS = 48  # hundreds of folds train an attentive probe each
+
 Arrays = Mapping[str, Any]
 
 
@@ -85,7 +87,8 @@ def _pooled(task: Task, arrays: Arrays, protocols: Collection[str]) -> Candidate
     if kind in PROTOTYPE_KINDS:
         scorers.append(Scorer(features, prototypes(kind)))
     if "attentive" in protocols:
-        scorers.append(Scorer(_bags(arrays), attentive(kind)))
+        most = _PATCHES_IN_FOLDS if task.card.protocol.repeated_cv else None
+        scorers.append(Scorer(_bags(arrays, most_patches=most), attentive(kind)))
     if clinical := task.card.floors.clinical:
         table = table_features(beside(clinical_table(task, clinical), first))
         scorers.append(Scorer({"clinical": table}, linear_probe(kind)._replace(name=FUSED)))
@@ -93,16 +96,28 @@ def _pooled(task: Task, arrays: Arrays, protocols: Collection[str]) -> Candidate
     return Candidate(tuple(wanted), first if "linear" in protocols else None)
 
 
-def _bags(arrays: Arrays) -> dict[str, Features]:
-    """Crops as tokens, and patches where the backbone has them."""
+def _bags(arrays: Arrays, *, most_patches: int | None) -> dict[str, Features]:
+    """Crops as tokens, and patches where the backbone has them, of each subject so many at most."""
     crops, means = arrays["crop_cls"], arrays["crop_mean"]
     tokens = crops.tokens
     if not np.array_equal(tokens, means.tokens):
         tokens = np.concatenate([tokens, means.tokens], axis=1)
     found: dict[str, Features] = {"crops": Bags(tokens, crops.starts)}
     if "patch" in arrays:
-        found["patches"] = arrays["patch"]
+        found["patches"] = thinned(arrays["patch"], most=most_patches)
     return found
+
+
+def thinned(bags: Bags, *, most: int | None) -> Bags:
+    """At most so many tokens of each subject, evenly spaced among its own; None keeps all."""
+    if most is None:
+        return bags
+    kept = [
+        start + np.unique(np.linspace(0, length - 1, min(most, length)).round().astype(np.int64))
+        for start, length in zip(bags.starts, np.diff(bags.starts), strict=False)
+    ]
+    starts = np.cumsum([0, *map(len, kept)], dtype=np.int64)
+    return Bags(bags.tokens[np.concatenate(kept)], starts)
 
 
 def _dense(task: Task, name: str, entry: Entry, *, folder: Path) -> Scorer | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,14 @@ from shards.pseudonym import load_key
 
 ROOT = Path(__file__).parent.parent
 # Whose change leaves every prediction as it was.
-_NEVER_SCORED_BY = ("reporting", "claiming", "statistics", "storing")
+_NEVER_SCORED_BY = ("reporting", "claiming", "statistics", "storing", "bench")
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
 # Metrics are what settings are chosen by.
 _CHOSEN_BY = ("statistics/metrics.py", "statistics/binary.py", "statistics/multiclass.py",
-              "statistics/continuous.py", "statistics/survival.py")  # fmt: skip
+              "statistics/continuous.py", "statistics/survival.py", "statistics/rows.py",
+              "storing/rows.py")  # fmt: skip
+# What hands predictions to the statistics.
+_SUMMARISED_BY = ("statistics/", "storing/rows.py", "scoring/statistics.py", "scoring/record.py")
 
 
 class Inputs(NamedTuple):
@@ -30,9 +35,9 @@ class Inputs(NamedTuple):
         entries: Every row of the tables: backbones, untrained networks, floors.
         recipe_digest: Of settings and backbones, which is what a test split is opened for.
         inputs_digest: Of everything, so that a run that would give the same is not repeated.
-        task_digests: Of each task with its scans.
-        scoring_code: Of the files that make predictions.
-        statistics_code: Of the files that make statistics.
+        task_digests: Of each task with its scans and its pseudonyms.
+        scoring_code: Of the files that make predictions, and of the libraries they use.
+        statistics_code: Of the files that make statistics, likewise.
         protocols: Of backbones, in the recipe.
     """
 
@@ -69,7 +74,7 @@ def load_inputs(config: EvaluationConfig, *, device: str) -> Inputs:
     if taken := next((name for name in entries if name in floors), None):
         raise ValueError(f"backbones.{taken}: this is the name of a floor; choose another")
     entries |= floors
-    scoring, statistics = _code_digests()
+    scoring, statistics = map(_digest_of, code_files())
     recipe_digest = digest(
         {
             "tasks": [task.digest for task in tasks],
@@ -80,13 +85,16 @@ def load_inputs(config: EvaluationConfig, *, device: str) -> Inputs:
         }
     )
     task_digests = {
-        task.card.name: digest([task.digest, content_of(task.candidates)]) for task in tasks
+        # Pseudonyms are of a key: with another one, nothing that names a subject is the same.
+        task.card.name: digest([task.digest, content_of(task.candidates), list(task.subjects)])
+        for task in tasks
     }
     inputs_digest = digest(
         {
             "recipe": recipe_digest,
             "config": config.model_dump(mode="json", exclude={"out", "device"}),
             "tasks": task_digests,
+            "seen": {name: entry.seen for name, entry in entries.items()},
             "code": [scoring, statistics],
         }
     )
@@ -116,8 +124,8 @@ def _load_tasks(config: EvaluationConfig) -> list[Task]:
     return tasks
 
 
-def _code_digests() -> tuple[str, str]:
-    """Of what makes predictions, and of what makes statistics of them."""
+def code_files() -> tuple[list[Path], list[Path]]:
+    """What makes predictions, and what makes statistics of them."""
     files = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
     packages = {name: path for name, path in files.items() if "/" in name}
     scoring = [
@@ -125,13 +133,13 @@ def _code_digests() -> tuple[str, str]:
         for name, path in packages.items()
         if not name.startswith(_NEVER_SCORED_BY) or name in _CHOSEN_BY
     ]
-    statistics = [path for name, path in packages.items() if name.startswith("statistics")]
-    statistics.append(ROOT / "statistics" / "coverage.json")
-    return _digest_of(scoring), _digest_of(statistics)
+    statistics = [path for name, path in packages.items() if name.startswith(_SUMMARISED_BY)]
+    return scoring, [*statistics, ROOT / "statistics" / "coverage.json"]
 
 
 def _digest_of(files: Iterable[Path]) -> str:
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
+    return digest([*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files), *libraries])
 
 
 def entries_with_network(entries: Mapping[str, Entry]) -> dict[str, Entry]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from evaluation.backbones.entry import Entry
 from evaluation.scoring.config import EvaluationConfig
-from evaluation.storing.openings import find_opening, record_opening
+from evaluation.storing.openings import announce_opening, find_opening, record_opening
 from evaluation.tasks.describe import count_groups, describe_label, describe_split
+from evaluation.tasks.labels import is_number
 from evaluation.tasks.task import Task
 
 MODEL_FIELDS = ("kind", "title", "description", "digest", "provenance", "architecture")
@@ -37,7 +38,7 @@ def run_content(
         "models": {name: _model(entry) for name, entry in entries.items()},
         "selections": list(selections),
         "skipped": list(skipped),
-        "notes": [*notes, *(note for task in tasks for note in _notes(task))],
+        "notes": [*notes, *(note for task in tasks for note in task_notes(task))],
     }
 
 
@@ -77,28 +78,30 @@ def positives(task: Task, *splits: str) -> int | None:
     return int(label[:, 1].sum()) if task.card.kind == "survival" else None
 
 
+def announce(config: EvaluationConfig, *, recipe_digest: str) -> str:
+    """Note in the ledger that the test split is opened; returns the note for the report."""
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    is_first = find_opening(config.ledger, recipe_digest) is None
+    line = announce_opening(
+        config.ledger, date=today, name=config.name, recipe_digest=recipe_digest
+    )
+    if is_first:
+        print(f"the test split is open; commit {config.ledger}", flush=True)
+    else:
+        print(f"the test split was opened on {line['date']} by this recipe", flush=True)
+    return f"The test split was opened on {line['date']}."
+
+
 def record(
     config: EvaluationConfig, *, recipe_digest: str, statistics: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """Note in the ledger that the test split was opened; returns the note for the report."""
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    earlier = find_opening(config.ledger, recipe_digest)
-    line = record_opening(
-        config.ledger,
-        date=today,
-        name=config.name,
-        recipe_digest=recipe_digest,
-        scores={
-            task: [_opened(row, each["metric"]) for row in each["models"]]
-            for task, each in statistics.items()
-            if each["split"] == "test"
-        },
-    )
-    if earlier is not None:
-        print(f"the test split was opened on {line['date']} by this recipe", flush=True)
-    else:
-        print(f"the test split is open; commit {config.ledger}", flush=True)
-    return f"The test split was opened on {line['date']}."
+) -> None:
+    """Note in the ledger what was found there."""
+    scores = {
+        task: [_opened(row, each["metric"]) for row in each["models"]]
+        for task, each in statistics.items()
+        if each["split"] == "test"
+    }
+    record_opening(config.ledger, recipe_digest=recipe_digest, scores=scores)
 
 
 def _opened(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
@@ -125,7 +128,23 @@ def _date(config: EvaluationConfig, entries: Mapping[str, Entry]) -> str | None:
     return max(dates, default=config.date.isoformat() if config.date else None)
 
 
-def _notes(task: Task) -> list[str]:
-    if not task.num_unlabelled:
-        return []
-    return [f"{task.card.title}: {task.num_unlabelled} scans have no label and are left out."]
+def task_notes(task: Task) -> list[str]:
+    """What a reader must know of how a task's table was read."""
+    title = task.card.title
+    notes = [_half_numbers(title, column, task) for column in task.card.floors.clinical]
+    if task.num_unlabelled:
+        notes.append(f"{title}: {task.num_unlabelled} scans have no label and are left out.")
+    return [note for note in notes if note]
+
+
+def _half_numbers(title: str, column: str, task: Task) -> str:
+    """Of a column of numbers that one cell of text has made a column of text."""
+    cells = [rows[0].values[column] for rows in task.scans]
+    text = [cell for cell in cells if isinstance(cell, str)]
+    words = [cell for cell in text if not is_number(cell)]
+    if not words or 2 * len(words) >= len(text):
+        return ""
+    return (
+        f"{title}: the clinical column {column} is read as text, a category for each value, as "
+        f"{len(words)} of its {len(cells)} cells are no numbers, such as {words[0]!r}."
+    )

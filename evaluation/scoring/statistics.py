@@ -8,6 +8,7 @@ from evaluation.scoring.record import task_content
 from evaluation.scoring.task import TaskScores
 from evaluation.statistics.summary import Settings, summarise_task
 from evaluation.storing import store
+from evaluation.tasks.describe import groups_of
 from evaluation.tasks.task import Task
 from recipes.load import digest
 
@@ -109,11 +110,8 @@ def _prevalence(task: Task) -> float | list[float] | None:
 
 def _group_values(task: Task) -> dict[str, dict[str, str]]:
     return {
-        column: {
-            subject: str(rows[0].values[column])
-            for subject, rows in zip(task.subjects, task.scans, strict=True)
-        }
-        for column in task.card.groups
+        column: dict(zip(task.subjects, values, strict=True))
+        for column, values in groups_of(task).items()
     }
 
 

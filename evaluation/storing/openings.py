@@ -1,11 +1,12 @@
 """The ledger of opened test splits: a committed file with one line per opening.
 
 A recipe is named by a digest of its settings and backbones. Opening the same one again shows the
-same scores and adds no line; choices come from validation in either case.
+same scores and adds no line; choices come from validation in either case. The line is there before
+a test label is read, so that a run that dies has opened the split too; scores come into it later.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,44 @@ def find_opening(ledger: Path, recipe_digest: str) -> dict[str, Any] | None:
     return next((line for line in lines if line["recipe_digest"] == recipe_digest), None)
 
 
-def record_opening(
-    ledger: Path, *, date: str, name: str, recipe_digest: str, scores: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Append one opening, unless this recipe has one.
+def announce_opening(ledger: Path, *, date: str, name: str, recipe_digest: str) -> dict[str, Any]:
+    """Append an opening whose scores are not known yet, unless this recipe has a line.
 
     Args:
         ledger: A JSON-lines file, created if absent.
         date: YYYY-MM-DD of the opening.
         name: Of the recipe.
         recipe_digest: 64 hex digits over settings and backbones.
-        scores: By task, model and protocol: metric, score, interval and n.
 
     Returns:
         The line that stands in the ledger: the earlier one, if there was one.
     """
-    lines = _read(ledger)
-    earlier = next((line for line in lines if line["recipe_digest"] == recipe_digest), None)
-    if earlier is not None:
+    if (earlier := find_opening(ledger, recipe_digest)) is not None:
         return earlier
-    line = {"date": date, "name": name, "recipe_digest": recipe_digest, "scores": scores}
-    text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in [*lines, line])
-    replace(ledger, lambda file: file.write(text.encode()))
+    line = {"date": date, "name": name, "recipe_digest": recipe_digest, "scores": None}
+    _write(ledger, [*_read(ledger), line])
     return line
+
+
+def record_opening(ledger: Path, *, recipe_digest: str, scores: Mapping[str, Any]) -> None:
+    """Write scores into an announced opening that has none yet.
+
+    Args:
+        ledger: Holds the announcement.
+        recipe_digest: Of the announced recipe.
+        scores: By task, model and protocol: metric, score, interval and n.
+    """
+    lines = _read(ledger)
+    for line in lines:
+        if line["recipe_digest"] == recipe_digest and line["scores"] is None:
+            line["scores"] = dict(scores)
+            _write(ledger, lines)
+            return
+
+
+def _write(ledger: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
+    replace(ledger, lambda file: file.write(text.encode()))
 
 
 def _read(ledger: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 CLASSIFIED: tuple[Kind, ...] = ("binary", "multiclass", "ordinal", "retrieval")
 """Kinds whose label is one class of each subject."""
 
+OF_ONE_SUBJECT: tuple[Kind, ...] = ("segmentation", "retrieval")
+"""Kinds whose score of a subject needs no other subject's: a Dice, a query."""
+
 Cell = str | int | float
 
 _LABEL_KEYS: dict[Kind, tuple[set[str], set[str]]] = {
@@ -241,6 +244,18 @@ class TaskCard(Section):
             raise ValueError("near_duplicates: allowed and near_duplicates_reason go together")
         if self.kind == "segmentation" and self.floors.uses_mask:
             raise ValueError("the mask is what a segmentation predicts, so no floor may read it")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> "TaskCard":
+        given = {"groups": self.groups, "sequences": self.sequences,
+                 "floors.clinical": self.floors.clinical}  # fmt: skip
+        for key, names in given.items():
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"{key} names {twice!r} twice")
+        for name in self.floors.clinical:
+            if name in self.label.read_columns:
+                raise ValueError(f"floors.clinical: {name!r} is the label, which no floor may read")
         return self
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from evaluation.tasks.task import Task
 
 
+_LEAST = 4  # subjects that leave two in training, and cut these again
+
+
 def check_enough(task: "Task") -> None:
     """Every split has subjects, and every class has some to train on.
 
@@ -26,6 +29,8 @@ def check_enough(task: "Task") -> None:
     for part in ("cv",) if cv else SPLITS:
         if not len(task.rows(part)):
             raise TaskError(f"task {task.card.name}: the {part} split has no subject")
+    if cv is not None:
+        _check_subjects(task, cv.folds)
     check = _CHECKS.get(task.card.kind)
     if check is not None:
         check(task, task.label[task.rows("train", "cv")], 1 if cv is None else cv.folds)
@@ -81,6 +86,15 @@ _CHECKS = {
     "survival": _check_survival,
     "retrieval": _check_retrieval,
 }
+
+
+def _check_subjects(task: "Task", folds: int) -> None:
+    count = len(task.subjects)
+    if count < max(folds, _LEAST):
+        raise TaskError(
+            f"task {task.card.name}: {count} subjects are too few for {folds} folds; there must be "
+            f"as many as folds, and {_LEAST} at the least"
+        )
 
 
 def _check_fills_folds(task: "Task", what: str, count: int, least: int) -> None:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from evaluation.tasks.card import OF_ONE_SUBJECT
+
 if TYPE_CHECKING:
     from evaluation.tasks.task import Task
 
@@ -12,7 +14,11 @@ def describe_split(task: "Task") -> str:
     """How the task's scores come about, in one sentence for the report."""
     cv = task.card.protocol.repeated_cv
     if cv is not None:
-        return f"{cv.repeats} x {cv.folds}-fold cross-validation by subject, stratified, nested"
+        shown = "the mean over repeats" if task.card.kind in OF_ONE_SUBJECT else "a middle repeat"
+        return (
+            f"{cv.repeats} x {cv.folds}-fold cross-validation by subject, stratified, nested; "
+            f"scores are of {shown}"
+        )
     whose = "official split" if task.card.protocol.split == "official" else "split of the cohort"
     return f"{whose}, by subject; settings chosen on validation"
 

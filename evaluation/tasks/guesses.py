@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.tasks.card import Kind
-from evaluation.tasks.labels import TaskError, class_order
+from evaluation.tasks.labels import TaskError, class_order, is_number
 
 Value = str | int | float | None
 Columns = Mapping[str, Sequence[Value]]
@@ -89,9 +89,10 @@ def _kind_of(name: str, values: list[Value]) -> tuple[Kind, str]:
     if len(values) == 2:
         return "binary", f"{name} holds {shown}"
     if is_text and len(values) > _MAX_CLASSES:
+        word = next((value for value in values if not is_number(value)), values[0])
         raise TaskError(
-            f"column {name!r} holds {len(values)} different texts, too many for classes; choose "
-            "another column or say --kind"
+            f"column {name!r} holds {len(values)} different texts, such as {word!r}, too many for "
+            "classes; mend the cell, choose another column or say --kind"
         )
     is_whole = all(isinstance(value, int) for value in values)
     if is_text or (is_whole and len(values) <= _MAX_NUMBERED_CLASSES):

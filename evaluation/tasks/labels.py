@@ -3,6 +3,7 @@
 A missing label is an empty cell. The label of a subject must be the same on all its scans.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -95,13 +96,22 @@ def _agreed(rows: Sequence[CohortRow], column: str, card: TaskCard) -> Value:
 
 
 def _numbers(cells: Sequence[Value], column: str, card: TaskCard) -> Floats:
-    for cell in cells:
-        if isinstance(cell, str) or cell is None:
-            raise TaskError(
-                f"task {card.name}: {column!r} holds {cell!r}, not a number; the cell of a missing "
-                "label is empty"
-            )
+    if any(isinstance(cell, str) or cell is None for cell in cells):
+        # One cell of text makes a column of text: what is told is that one, not the first.
+        wrong = next((cell for cell in cells if not is_number(cell)), cells[0])
+        raise TaskError(
+            f"task {card.name}: {column!r} holds {wrong!r}, not a number; the cell of a missing "
+            "label is empty"
+        )
     return np.array(cells, dtype=np.float64)
+
+
+def is_number(cell: Value) -> bool:
+    """Whether a cell, perhaps of a column of text, is a finite number."""
+    try:
+        return cell is not None and math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _flags(cells: Sequence[Value], column: str, card: TaskCard) -> Floats:
@@ -111,9 +121,10 @@ def _flags(cells: Sequence[Value], column: str, card: TaskCard) -> Floats:
     if positive is None:
         wrong = [cell for cell in filled if isinstance(cell, str) or cell not in (0, 1)]
         if wrong:
+            told = next((cell for cell in wrong if _plain(cell) not in ("0", "1")), wrong[0])
             raise TaskError(
                 f"task {card.name}: a label of a {card.kind} task is 0 or 1, {column!r} holds "
-                f"{wrong[0]!r}; say which value counts as 1 with label.positive"
+                f"{told!r}; say which value counts as 1 with label.positive"
             )
         return np.array([np.nan if cell is None else float(cell) for cell in cells])
     if filled and not any(_is_same(cell, positive) for cell in filled):

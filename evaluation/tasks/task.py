@@ -89,6 +89,7 @@ def load_task(path: str | Path, *, data_root: Path, key: bytes) -> Task:
     rows = sorted(
         (row for row in rows if _is_selected(row, card)), key=lambda row: (row.subject, row.scan)
     )
+    _check_masks(card, rows)
     labelled = [row for row in rows if is_labelled(row, card)]
     if not labelled:
         raise TaskError(
@@ -128,6 +129,16 @@ def _with_mask(card: TaskCard, cohort: Cohort) -> list[CohortRow]:
             f"{_hint(name, known)}"
         )
     return [replace(row, mask=row.masks.get(name)) for row in rows]
+
+
+def _check_masks(card: TaskCard, rows: Sequence[CohortRow]) -> None:
+    lacking = [row.scan for row in rows if row.mask is None]
+    if card.floors.uses_mask and lacking:
+        raise TaskError(
+            f"task {card.name}: floors read the mask, and {len(lacking)} of {len(rows)} scans have "
+            f"none, such as {lacking[0]}; give them one, leave them out with where, or let floors "
+            "read the foreground"
+        )
 
 
 def _by_sequence(card: TaskCard, rows: Sequence[CohortRow]) -> list[CohortRow]:

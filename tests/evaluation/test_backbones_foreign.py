@@ -351,6 +351,58 @@ def test_a_function_that_breaks_its_contract(
         load({"function": "theirs:f", "preprocessing": {"crop_shape": [4, 10, 12]}})
 
 
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("if window.std() > 0: raise KeyError('x')", r"fails on a window of .*\(KeyError: 'x'\)"),
+        ("size += int(window.std() > 0)", "1 layers of 4 features, and of another window 1 of 3"),
+    ],
+)
+def test_a_function_that_fails_on_a_scan(
+    module: Callable[[str], str], body: str, line: str
+) -> None:
+    module(
+        f"""
+        import torch
+
+        def f(window):
+            size = 3
+            {body}
+            return {{'cls': torch.ones(size)}}
+        """
+    )
+    found = embedder({"function": "theirs:f", "preprocessing": {"crop_shape": [4, 10, 12]}})
+    with pytest.raises(EmbedderError, match=line):
+        found.embed(scan())
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("{'cls': 1}[scan]", r"theirs:Own fails on a scan of \(9, 20, 30\) \(TypeError"),
+        ("{'cls': row, 'mean': row}", "crop_cls is not so"),
+        ("dict.fromkeys(('cls', 'mean', 'crop_cls', 'crop_mean'), row[0])", "cls is not so"),
+    ],
+)
+def test_an_embedder_of_their_own_that_breaks_its_contract(
+    module: Callable[[str], str], given: str, line: str
+) -> None:
+    module(
+        f"""
+        import numpy as np
+
+        class Own:
+            digest, spacing_mm, dense = "a" * 64, None, None
+
+            def embed(self, scan):
+                row = np.ones((1, 3))
+                return {given}
+        """
+    )
+    with pytest.raises(EmbedderError, match=line):
+        embedder({"function": "theirs:Own"}).embed(scan())
+
+
 def test_an_embedder_of_their_own(module: Callable[[str], str]) -> None:
     module(
         """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.backbones.embedder import Dense, Embedder, EmbedderError
+from evaluation.backbones.embedder import Dense, Embedder
 from evaluation.backbones.own import embedder_of
 from evaluation.backbones.tables import TableEmbedder
 from evaluation.extraction.cache import CacheFile
@@ -213,7 +213,7 @@ def test_a_table_is_an_extractor_by_subject(place: Any, extract: Any) -> None:
     rows = place.task().candidates
     assert found["cls"][:, 0, 0].tolist() == [float(row.subject[-3:]) for row in rows]
     del values["patient033"]
-    with pytest.raises(EmbedderError, match="has no row of a subject"):
+    with pytest.raises(FeatureError, match="has no row of a subject"):
         extract(embedder_extractor("t", TableEmbedder(values, "t.csv", "e"), spacing_mm=None))
 
 

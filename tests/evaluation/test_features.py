@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.extraction.features import Extractor, FeatureError, extract_all, pool_by_subject
+from evaluation.extraction.features import (
+    Extractor,
+    FeatureError,
+    extract_all,
+    fingerprint,
+    pool_by_subject,
+)
 from shards.scan import Scan
 from shards.sources.cohort import CohortRow
 
@@ -61,6 +67,35 @@ def test_a_changed_scan_or_extractor_is_extracted_again(place: Any, extract: Any
     assert len(calls) == 72 + 1 + 72
 
 
+def test_files_of_one_name_size_and_time_are_told_apart(place: Any) -> None:
+    """Two visits of a subject, unpacked from an archive that keeps times."""
+
+    def into_folders(row: dict[str, str]) -> dict[str, str]:
+        number = int(row["subject"][-3:])
+        folder = place.data / str(number)
+        folder.mkdir()
+        (place.data / row["scan"]).rename(folder / "scan.nii")
+        os.utime(folder / "scan.nii", ns=(1, 1))
+        return {**row, "subject": f"p{number // 2:02d}", "scan": f"{number}/scan.nii", "mask": ""}
+
+    place.rewrite(into_folders)
+    rows = place.task(floors={}).candidates
+    found = extract_all(rows, [_counting([])], folder=place.root / "features", title="features")[
+        "mean"
+    ]["mean"]
+    assert len(np.unique(found)) == 72
+
+
+def test_a_header_has_its_voxels_beside_it(tmp_path: Path) -> None:
+    for name in ("one.mhd", "one.raw", "other.raw"):
+        (tmp_path / name).write_bytes(b"1")
+    before = fingerprint(str(tmp_path / "one.mhd"))
+    (tmp_path / "other.raw").write_bytes(b"12")
+    assert fingerprint(str(tmp_path / "one.mhd")) == before
+    (tmp_path / "one.raw").write_bytes(b"12")
+    assert fingerprint(str(tmp_path / "one.mhd")) != before
+
+
 def test_a_new_extractor_does_not_repeat_the_others(extract: Any) -> None:
     calls: list[str] = []
     more: list[str] = []
@@ -98,6 +133,17 @@ def test_a_damaged_scan_is_one_line_that_names_it(place: Any, extract: Any) -> N
     path.unlink()
     with pytest.raises(FeatureError, match=r"005_scan\.nii: no such scan"):
         extract(_counting([]))
+
+
+def test_features_that_are_not_finite_are_refused_before_they_are_kept(
+    place: Any, extract: Any
+) -> None:
+    def broken(scan: Scan, _: CohortRow) -> dict[str, np.ndarray]:
+        return {"mean": np.array([scan.voxels.mean(), np.nan])}
+
+    with pytest.raises(FeatureError, match=r"scan\.nii: mean gives mean that is not finite"):
+        extract(Extractor("mean", "a", None, broken))
+    assert not list((place.root / "features").rglob("*.npz"))
 
 
 def test_no_identifier_is_in_the_cache(place: Any, extract: Any) -> None:

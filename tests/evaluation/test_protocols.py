@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from evaluation.probing import resampled
-from evaluation.probing.cross_validation import cross_validate
+from evaluation.probing.cross_validation import _kept, cross_validate
 from evaluation.probing.estimator import Bags, Estimator, Fitted, Scorer
 from evaluation.probing.folds import nested_folds, strata, stratified_folds
 from evaluation.probing.knn import knn
@@ -233,14 +233,46 @@ def test_a_fold_has_no_say_in_what_is_chosen_for_it() -> None:
     np.testing.assert_allclose(after, before[0], atol=1e-9)
 
 
-def test_cross_validated_noise_is_not_better_than_chance() -> None:
-    task = _task(cv=RepeatedCv(folds=5, repeats=4))
-    found = []
-    for seed in range(8):
-        pair = {str(twin): _features(task, 100 * twin + seed, signal=0.0) for twin in range(2)}
-        score = _evaluate(task, pair, linear_probe("binary")).scores["cv"]
-        found.append(auroc(task.label, score))
-    assert 0.4 < np.mean(found) < 0.6  # four standard errors of .068 / sqrt(8) and a little bias
+def test_cross_validated_noise_is_at_chance() -> None:
+    """A feature without meaning, weighed by how far training classes lie apart on it."""
+    n, cv = 24, RepeatedCv(folds=5, repeats=10)
+    label = np.arange(n) % 2 * 1.0
+
+    def predict(features: Any, label: Any, train: Any, _: Any) -> np.ndarray:
+        means = [(side @ features) / side.sum(axis=1, keepdims=True)
+                 for side in (train * (label == 1), train * (label == 0))]  # fmt: skip
+        apart = means[0] - means[1]
+        return sigmoid(apart * (features[:, 0] - (means[0] + means[1]) / 2))[:, :, None]
+
+    task = replace(_task(cv=cv), label=label, split=np.array(["cv"] * n))
+    rng = np.random.default_rng(0)
+    found, folds = [], []
+    for _ in range(60):
+        scorer = Scorer({"x": rng.normal(size=(n, 1))}, Estimator("apart", ({},), predict))
+        outcome = cross_validate(task, scorer, cv)
+        found.append(auroc(label, outcome.scores))
+        folds.append(outcome.folds.mean())
+    assert np.mean(found) == pytest.approx(0.5, abs=3 * np.std(found) / np.sqrt(60))
+    np.testing.assert_allclose(found, folds, atol=0.1)  # of a mean over repeats, 5 of 60 are not
+
+
+@pytest.mark.parametrize(("metric", "place"), [("auroc", 2), ("brier", 1)])
+def test_the_repeat_that_is_kept_stands_for_all(metric: str, place: int) -> None:
+    """Nearest to the mean over folds of a metric of pairs, the middle one of any other."""
+    label, folds = np.array([0.0, 0, 1, 1]), np.array([1.0, 0.9, np.nan])
+    repeats = np.array([[0.1, 0.9, 0.2, 0.3], [0.1, 0.3, 0.2, 0.4], [0.1, 0.2, 0.6, 0.7]])
+    assert measures(label, repeats[:, :, None], "auroc").tolist() == [0.5, 0.75, 1.0]
+    task: Any = SimpleNamespace(card=SimpleNamespace(kind="binary", metric=metric), label=label)
+    kept = _kept(task, repeats[:, :, None], folds)
+    np.testing.assert_array_equal(kept[:, 0], repeats[place])
+
+
+def test_scores_of_one_subject_alone_are_averaged_over_repeats() -> None:
+    card = SimpleNamespace(kind="segmentation", metric="dice")
+    task: Any = SimpleNamespace(card=card, label=np.zeros(3))
+    repeats = np.array([[[0.2], [np.nan], [np.nan]], [[0.4], [0.6], [np.nan]]])
+    kept = _kept(task, repeats, np.zeros(4))
+    np.testing.assert_allclose(kept[:, 0], [0.3, 0.6, np.nan])
 
 
 def test_a_constant_is_at_chance_under_cross_validation() -> None:

@@ -58,6 +58,7 @@ def test_what_the_user_says_stands_above_the_guess() -> None:
     [
         ([1, 1, None], None, "holds 1 different values"),
         ([f"note {number}" for number in range(30)], None, "too many for classes"),
+        ([*(f"{number}.5" for number in range(30)), "n/a"], None, "such as 'n/a', too many"),
         ([0, 1, 2], "binary", "holds 3 different values, a 0/1 label two"),
     ],
 )
@@ -285,3 +286,5 @@ def test_a_backbone_is_a_folder_a_run_or_a_line(tmp_path: Path) -> None:
     assert quick._backbone("{timm: resnet18, weights: null}") == {"backbone": line}
     with pytest.raises(TaskError, match="no such file or folder"):
         quick._backbone(str(tmp_path / "none"))
+    with pytest.raises(TaskError, match="is no line of a recipe"):
+        quick._backbone("{timm: [")

@@ -13,11 +13,13 @@ from evaluation.backbones.embedder import EmbedderError
 from evaluation.leakage.gate import LeakageError
 from evaluation.run import main
 from evaluation.scoring.config import EvaluationConfig
+from evaluation.scoring.inputs import ROOT, code_files, load_inputs
 from evaluation.statistics.metrics import measure
 from evaluation.storing import store
 from evaluation.tasks.labels import TaskError
 from recipes.load import parse
 from shards.codec import source_digest
+from shards.pseudonym import load_key
 from shards.scan import read_scan
 
 
@@ -150,6 +152,56 @@ def test_opening_the_test_split_once(place: Any, config: Any, capsys: Any) -> No
     main(config(test="open"))
     assert f"was opened on {line['date']}" in capsys.readouterr().out
     assert len(ledger.read_text().splitlines()) == 1
+
+
+def test_a_run_that_dies_has_opened_the_test_split(
+    place: Any, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = place.root / "features.csv"
+    rows = [f"{row['subject']},{number}" for number, row in enumerate(place.rows())]
+    table.write_text("\n".join(["subject,first", *rows]))
+    few = place.card(floors={"volume": None, "radiomics": None, "voxels": None})
+    opened = config(
+        test="open",
+        tasks=[str(few)],
+        backbones={"it": {"features": str(table)}},
+        protocols=["linear"],
+        few_shot=None,
+    )
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.run.store_task", die)
+        with pytest.raises(KeyboardInterrupt):
+            main(opened)
+    ledger = place.root / "openings.jsonl"
+    assert json.loads(ledger.read_text())["scores"] is None
+    main(opened)
+    assert json.loads(ledger.read_text())["scores"]["bright"][0]["n"] == 16
+
+
+def test_another_key_makes_everything_again(place: Any, config: Any) -> None:
+    """A pseudonym is of a key, and so is the proof that a backbone has not seen a subject."""
+    place.backbone("mae")
+    before = load_inputs(config(), device="cpu")
+    place.key_path.unlink()
+    load_key(place.key_path)
+    after = load_inputs(config(), device="cpu")
+    assert before.recipe_digest == after.recipe_digest
+    assert before.inputs_digest != after.inputs_digest
+    one, two = (each.made_from(each.tasks[0]) for each in (before, after))
+    assert all(one[model] != two[model] for model in one)
+
+
+def test_the_code_that_scores_are_made_by() -> None:
+    scoring, statistics = (
+        {path.relative_to(ROOT).as_posix() for path in files} for files in code_files()
+    )
+    assert {"probing/linear.py", "statistics/rows.py", "storing/rows.py"} <= scoring
+    assert {"scoring/statistics.py", "storing/rows.py", "statistics/coverage.json"} <= statistics
+    assert not scoring & {"run.py", "bench/probes.py", "reporting/plots.py"}
 
 
 def test_a_backbone_that_saw_a_scored_subject_stops_the_run(place: Any, config: Any) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evaluation.scoring.record import task_notes
+from evaluation.scoring.statistics import _groups as stored_groups
 from evaluation.tasks.describe import count_groups, describe_label, groups_of
 from evaluation.tasks.labels import TaskError
 from recipes.load import RecipeError
@@ -91,6 +93,42 @@ def test_a_rare_class_does_not_fill_the_folds(toy: ToyCohort) -> None:
         toy.task(protocol={"repeated_cv": {"folds": 5}})
 
 
+def test_more_folds_than_subjects_are_refused(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: row if row["subject"] < "patient005" else None)
+    size: dict[str, Any] = {"kind": "regression", "label": {"column": "size"}}
+    toy.task(**size, protocol={"repeated_cv": {"folds": 5}})
+    with pytest.raises(TaskError, match="5 subjects are too few for 6 folds"):
+        toy.task(**size, protocol={"repeated_cv": {"folds": 6}})
+
+
+@pytest.mark.parametrize("cell", ["big", "inf", "nan"])
+def test_the_cell_that_is_no_number_is_named(toy: ToyCohort, cell: str) -> None:
+    toy.rewrite(lambda row: {**row, "size": cell} if row["subject"] == "patient033" else row)
+    with pytest.raises(TaskError, match=f"'size' holds '{cell}', not a number"):
+        toy.task(kind="regression", label={"column": "size"})
+
+
+def test_the_cell_that_is_neither_0_nor_1_is_named(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: {**row, "bright": "x"} if row["subject"] == "patient033" else row)
+    with pytest.raises(TaskError, match="'bright' holds 'x'"):
+        toy.task()
+
+
+def test_a_mask_that_a_floor_reads_is_missed_before_anything_is_read(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: {**row, "mask": ""} if row["subject"] == "patient033" else row)
+    toy.task()
+    with pytest.raises(TaskError, match=r"1 of 72 scans have none, such as .*033_scan\.nii"):
+        toy.task(floors={"volume": "mask"})
+
+
+def test_a_clinical_column_of_numbers_and_a_word_is_noted(toy: ToyCohort) -> None:
+    assert not task_notes(toy.task(floors={"clinical": ["age", "sex"]}))
+    toy.rewrite(lambda row: {**row, "age": "old"} if row["subject"] == "patient033" else row)
+    (note,) = task_notes(toy.task(floors={"clinical": ["age", "sex"]}))
+    assert "age is read as text" in note
+    assert "1 of its 72 cells are no numbers, such as 'old'" in note
+
+
 def test_other_data_than_the_cards_is_refused(toy: ToyCohort) -> None:
     found = toy.task().cohort.digest
     assert toy.task(data_digest=found[:12]).cohort.digest == found
@@ -105,6 +143,8 @@ def test_groups_name_a_missing_value(toy: ToyCohort) -> None:
     assert count_groups(task) == {"sex": {"F": 35, "M": 36, "missing": 1}}
     at = task.subjects.index(toy.pseudonym("patient003"))
     assert groups_of(task)["sex"][at] == "missing"
+    stored = stored_groups(task).set_index("subject")["value"]
+    assert stored[toy.pseudonym("patient003")] == "missing"
 
 
 @pytest.mark.parametrize(
@@ -139,6 +179,9 @@ def test_groups_name_a_missing_value(toy: ToyCohort) -> None:
         ({"primary_metric": "r2"}, RecipeError, "kind binary has no metric 'r2'; it has auroc"),
         ({"near_duplicates": "allowed"}, RecipeError, "near_duplicates_reason go together"),
         ({"data_digest": "abc"}, RecipeError, "data_digest"),
+        ({"groups": ["sex", "sex"]}, RecipeError, "groups names 'sex' twice"),
+        ({"floors": {"clinical": ["age", "age"]}}, RecipeError, "clinical names 'age' twice"),
+        ({"floors": {"clinical": ["bright"]}}, RecipeError, "'bright' is the label"),
         (
             {"label": {"column": "size", "at_most_quantile": 0.3}, "kind": "regression"},
             RecipeError,
