@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about 3 minutes, 7 GB"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[train,evaluate,cluster,dev]'
+		--constraint constraints.txt --editable '.[train,evaluate,export,cluster,dev]'
 	@touch $@
 
 demo: $(READY) ## phantom scans to shards, two pretrained backbones, and a benchmark report

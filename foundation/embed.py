@@ -1,148 +1,56 @@
 """Embed scans with a frozen backbone, one row of features each.
 
-    python -m foundation.embed runs/demo_mae/backbone scans/ --out features.csv
+    python -m foundation.embed runs/demo_mae/backbone scans/ --out features.parquet
     python -m foundation.embed BACKBONE scan.nii.gz --modality CT --out features.npz
+    python -m foundation.embed BACKBONE cohort.csv --out features.csv --per subject
+    python -m foundation.embed BACKBONE recipes/cohorts/phantom.yaml --out f.csv --dense maps
+    python -m foundation.launch 4 foundation.embed BACKBONE scans/ --out f.parquet --device cuda
 
-SCANS is a NIfTI file, a folder with a DICOM series, or a folder of both at any depth. A row is
-named by the scan's path below SCANS: keep names of patients out of your folders, or the table to
-yourself. ``cls`` is the class token, ``mean`` the mean patch token, both pooled over the scan.
+SCANS is a NIfTI, NRRD or MetaImage file, a folder of those and of DICOM series at any depth, a CSV
+or Parquet table with the columns scan (relative to it), subject, sequence and modality, or the YAML
+of a cohort. ``cls`` is the class token, ``mean`` the mean patch token, both pooled over the scan.
+
+A scan that the contract does not cover (its modality, spacing or unknown orientation) is refused
+unless --allow-uncovered, which says so in its row. Beside the table lies its ledger: what came of
+each input. A command that was ended goes on where it stopped.
+
+A row is named by the scan's path below SCANS: keep names of patients out of your folders, or give
+--pseudonym-key.
 """
 
 import argparse
-import csv
-import io
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from tqdm import tqdm
-
-from foundation.backbone import load_backbone
+from foundation.embedding.job import EmbedJob, run_job
 from recipes.command import errors_in_one_line
-from shards.dicom.series import read_series
-from shards.dicom.tree import read_tree, refusal
-from shards.files import write_bytes
-from shards.policy import LENIENT
-from shards.scan import ITK, MODALITIES, NIFTI, Scan, ScanError, only_scan, read_scan
-
-FORMATS = (".csv", ".npz")
-
-
-class EmbedError(ValueError):
-    """Nothing could be embedded, or the table could not be written."""
-
-
-class Found(NamedTuple):
-    """A scan that is there to be read."""
-
-    name: str
-    read: Callable[[], Scan]
+from shards.scan import MODALITIES
 
 
 def main() -> None:
     """Read the command line and embed."""
+    words = _parser().parse_args()
+    with errors_in_one_line():
+        run_job(EmbedJob(**vars(words)))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("backbone", type=Path)
-    parser.add_argument("scans", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="features.csv or features.npz")
-    parser.add_argument("--modality", choices=MODALITIES, help="of image files, which do not tell")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    words = parser.parse_args()
-    with errors_in_one_line():
-        embed(
-            words.backbone,
-            scans=words.scans,
-            out=words.out,
-            modality=words.modality,
-            device=words.device,
-        )
-
-
-def embed(
-    where: Path, *, scans: Path, out: Path, modality: str | None = None, device: str = "cpu"
-) -> None:
-    """Write the features of every scan that can be read; the others are named and counted.
-
-    Raises:
-        EmbedError: No scan was found, or none could be embedded.
-        BackboneError: The backbone is not what was published.
-    """
-    if out.suffix not in FORMATS:
-        raise EmbedError(f"{out}: a table ends in {' or '.join(FORMATS)}")
-    print(f"reads   {where}, {scans}\nwrites  {out}", flush=True)
-    backbone = load_backbone(where, device=device)
-    found = sorted(find_scans(scans, modality=modality), key=lambda scan: scan.name)
-    if not found:
-        raise EmbedError(f"{scans}: no NIfTI, NRRD or MetaImage file and no DICOM series here")
-    rows: dict[str, dict[str, np.ndarray]] = {}
-    for scan in tqdm(found, unit="scan", disable=not sys.stderr.isatty()):
-        try:
-            rows[scan.name] = backbone.embed_scan(scan.read())
-        except ScanError as error:
-            tqdm.write(f"skipped {scan.name}: {error}", file=sys.stderr)
-    if not rows:
-        raise EmbedError(f"{scans}: none of {len(found)} scans could be embedded")
-    write_table(out, rows)
-    print(f"features: {out} ({len(rows)} of {len(found)} scans, width {backbone.vit.embed_dim})")
-
-
-def find_scans(scans: Path, *, modality: str | None) -> Iterator[Found]:
-    """Every image file and DICOM series at or below ``scans``, named relative to it.
-
-    Raises:
-        EmbedError: Nothing is there.
-    """
-    if not scans.exists():
-        raise EmbedError(f"{scans}: no such file or folder")
-    if scans.is_file():
-        yield Found(scans.name, partial(read_scan, scans, modality=modality))
-        return
-    for path in sorted(scans.rglob("*")):
-        if path.name.lower().endswith(NIFTI + ITK) and path.is_file():
-            name = path.relative_to(scans).as_posix()
-            yield Found(name, partial(read_scan, path, modality=modality))
-    taken: set[str] = set()
-    for series in read_tree(scans).series:
-        if refusal(series, policy=LENIENT) is not None:
-            continue  # scouts and captures beside the scans
-        folder = series.files[0].parent.relative_to(scans).as_posix()
-        name, number = folder, 1
-        while name in taken:  # several series in one folder
-            number += 1
-            name = f"{folder}#{number}"
-        taken.add(name)
-        yield Found(name, partial(_read_series, series.files))
-
-
-def _read_series(files: Sequence[Path]) -> Scan:
-    return only_scan(read_series(files))
-
-
-def write_table(out: Path, rows: dict[str, dict[str, np.ndarray]]) -> None:
-    """A CSV with one column a number, or an npz with ``scan``, ``cls`` and ``mean``."""
-    kinds = list(next(iter(rows.values())))
-    arrays = {kind: np.stack([row[kind] for row in rows.values()]) for kind in kinds}
-    if out.suffix == ".npz":
-        content = io.BytesIO()
-        np.savez_compressed(
-            content, scan=np.array(list(rows)), cls=arrays["cls"], mean=arrays["mean"]
-        )
-        data = content.getvalue()
-    else:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["scan", *(f"{k}_{i}" for k in kinds for i in range(arrays[k].shape[1]))])
-        for name, row in rows.items():
-            # Nine digits give each float32 back exactly.
-            table.writerow([name, *(f"{value:.9g}" for kind in kinds for value in row[kind])])
-        data = text.getvalue().encode()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, data)
+    add = parser.add_argument
+    add("backbone", help="a folder, or whatever else load_backbone takes")
+    add("scans", type=Path)
+    add("--out", type=Path, required=True, help="features.parquet, .csv or .npz")
+    add("--dense", type=Path, metavar="FOLDER", help="also write token maps as NIfTI")
+    add("--per", choices=("scan", "subject"), default="scan", help="a subject's row is a mean")
+    add("--allow-uncovered", action="store_true", help="embed and mark, instead of refusing")
+    add("--modality", choices=MODALITIES, help="of image files, which do not tell")
+    add("--subject", metavar="PATTERN", help="regular expression: finds the subject in a path")
+    add("--data-root", type=Path, help="of a cohort (data), or of a table (its own folder)")
+    add("--pseudonym-key", type=Path, metavar="FILE", help="name rows by keyed pseudonyms")
+    add("--namespace", metavar="NAME", help="of pseudonyms: a source's name gives its shards'")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    return parser
 
 
 if __name__ == "__main__":

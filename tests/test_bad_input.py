@@ -589,13 +589,13 @@ def test_embedding_what_cannot_be(place: Place) -> None:
     for words, said in (
         (
             (EMBED[1], "data/table.csv", "--out", "features.csv"),
-            "none of 1 scans could be embedded",
+            "data/table.csv: no column 'scan', it has subject, split, bright, age",
         ),
         (
             (EMBED[1], "empty", "--out", "features.csv"),
             "no NIfTI, NRRD or MetaImage file and no DICOM series here",
         ),
-        ((*EMBED[1:], "features.txt"), "a table ends in .csv or .npz"),
+        ((*EMBED[1:], "features.txt"), "a table ends in .parquet, .csv or .npz"),
         ((*EMBED[1:], "data/table.csv/features.csv"), "data/table.csv"),
         ((*EMBED[1:], "features.csv", "--device", "cuda:99"), "device 'cuda:99' cannot be used"),
         ((*EMBED[1:], "features.csv", "--device", "tpu?"), "device 'tpu?' cannot be used"),
@@ -606,7 +606,7 @@ def test_embedding_what_cannot_be(place: Place) -> None:
     truncate(place.root / "data/scans/s02.nii.gz")
     done = place.run(*EMBED, "features.csv")
     assert done.code == 0
-    assert "skipped s02.nii.gz: not a readable NIfTI file, truncated or damaged" in done.err
+    assert "failed s02.nii.gz: not a readable NIfTI file, truncated or damaged" in done.err
     assert "(23 of 24 scans" in done.out
 
 

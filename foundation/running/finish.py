@@ -4,14 +4,16 @@ from typing import Any
 
 import torch
 
-from foundation.backbone import save_backbone
+from foundation.artefact.curve import loss_curve
+from foundation.artefact.saving import save_backbone
 from foundation.beginning.initial import kept_beginning
 from foundation.checkpoint import newest_checkpoint
+from foundation.log import read_log
 from foundation.mae import Mae
 from foundation.recipe import PretrainConfig
 from foundation.running.job import device_name
 from foundation.running.provenance import provenance_of
-from foundation.running.runs import BACKBONE, PICTURES
+from foundation.running.runs import BACKBONE, LOG, PICTURES
 from foundation.running.saving import restore_weights
 from foundation.running.work import Job, first_method
 from foundation.watching.pictures import save_reconstructions
@@ -35,25 +37,26 @@ def publish(job: Job, *, method: Any) -> None:
             method=method,
             batch=picture_batch(config, corpus=corpus, device=ranks.device),
         )
+    provenance = provenance_of(
+        corpus,
+        name=config.name,
+        method=config.method_name,
+        steps=config.train.steps,
+        scans_seen=config.train.steps * config.train.global_batch,
+        crops_per_scan=config.reading.crops_per_scan,
+        wall_s=job.log.wall_s,
+        world_size=ranks.world_size,
+        device=device_name(ranks.device),
+        recipe_digest=digest(config),
+        begun=kept_beginning(config.folder),
+    )
     save_backbone(
         config.folder / BACKBONE,
         vit=method.backbone,
         vit_config=config.vit,
         preprocessing=config.preprocessing,
         recipe=config.model_dump(mode="json"),
-        provenance=provenance_of(
-            corpus,
-            name=config.name,
-            method=config.method_name,
-            steps=config.train.steps,
-            scans_seen=config.train.steps * config.train.global_batch,
-            crops_per_scan=config.reading.crops_per_scan,
-            wall_s=job.log.wall_s,
-            world_size=ranks.world_size,
-            device=device_name(ranks.device),
-            recipe_digest=digest(config),
-            begun=kept_beginning(config.folder),
-        ),
+        provenance={**provenance, "loss_curve": loss_curve(read_log(config.folder / LOG))},
     )
     job.log.close()
     print(f"backbone: {config.folder / BACKBONE}", flush=True)

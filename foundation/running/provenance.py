@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
+
 from foundation.beginning.initial import with_beginning
 from shards.streaming.corpus import Corpus
 from shards.streaming.reader import ShardReader
@@ -78,11 +80,18 @@ def shards_of(corpus: Corpus) -> dict[str, Any]:
         "num_subjects": len({subject for each in datasets for subject in each["subjects"]}),
         "sources": [source for dataset in datasets for source in dataset["sources"]],
         "modalities": dict(modalities),
+        "spacing_mm": _spacings(corpus),
         "folders": [
             {key: dataset[key] for key in ("name", "digest", "num_samples", "num_subjects")}
             for dataset in datasets
         ],
     }
+
+
+def _spacings(corpus: Corpus) -> dict[str, list[float]]:
+    """The finest and the coarsest along each axis (d, h, w)."""
+    found = np.array([one["spacing_mm"] for each in corpus.readers for one in each.samples.scans()])
+    return {"low": found.min(axis=0).tolist(), "high": found.max(axis=0).tolist()}
 
 
 def _version(package: str) -> str:
