@@ -83,5 +83,9 @@ def verdict(results: Results) -> Comparison | None:
     floors = {row.model for row in results.rows if row.kind == "floor"}
     if backbone is None:
         return None
-    pairs = [one for one in results.comparisons if one.a == backbone.model and one.b in floors]
+    pairs = [
+        one
+        for one in results.comparisons
+        if (one.a, one.protocol) == (backbone.model, backbone.protocol) and one.b in floors
+    ]
     return pairs[0] if pairs else None

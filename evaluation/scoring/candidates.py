@@ -20,10 +20,8 @@ from evaluation.probing.prototypes import KINDS as PROTOTYPE_KINDS
 from evaluation.probing.prototypes import prototypes
 from evaluation.probing.retrieval import retrieval
 from evaluation.probing.segmentation import segmentation_probe
+from evaluation.statistics.summary import FUSED
 from evaluation.tasks.task import Task
-
-FUSED = "linear_clinical"
-"""The linear probe on a backbone's features beside the cohort's clinical columns."""
 
 _PATCHES_IN_FOLDS = 48  # hundreds of folds train an attentive probe each
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Key = tuple[str, str]  # model and protocol
 BACKBONE, FLOOR = "backbone", "floor"
+FUSED = "linear_clinical"
+"""The linear probe on a backbone's features beside the cohort's clinical columns."""
+_CLINICAL: Key = ("clinical", "linear")
 _UNMOVED = "no draw of subjects moved the difference, so its error cannot be told"
 
 
@@ -176,7 +179,8 @@ def _comparisons(
     draws: SharedDraws,
     settings: Settings,
 ) -> list[dict[str, Any]]:
-    """Each pair of backbones, and each backbone against the best floor, by the primary metric."""
+    """Each pair of backbones, each against the best floor, and each together with the clinical
+    columns against these alone, by the primary metric."""
     metric = facts.metrics[0]
     values = {(each["model"], each["protocol"]): each["scores"][metric]["value"] for each in models}
     mains = [(kind, key) for kind, key in _contenders(models) if values[key] is not None]
@@ -187,6 +191,9 @@ def _comparisons(
         sign = -1.0 if METRICS[metric].lower_is_better else 1.0
         best = max(floors, key=lambda key: sign * values[key])
         pairs += [(key, best) for key in backbones]
+    together = [(model, FUSED) for model, _ in backbones]
+    if values.get(_CLINICAL) is not None:
+        pairs += [(key, _CLINICAL) for key in together if values.get(key) is not None]
     scored = {}
     for key in {key for pair in pairs for key in pair}:
         score = score_for(shown[key], facts, metric)

@@ -171,6 +171,30 @@ def test_comparisons_are_of_backbones_and_with_the_best_floor() -> None:
     assert first["detectable"] > 0
 
 
+def test_together_with_clinical_columns_is_judged_against_these_alone() -> None:
+    table = _predictions("binary")
+    clinical = table[(table.model == "volume") & (table.protocol == "linear")]
+    fused = table[(table.model == "mae") & (table.protocol == "knn")]
+    more = [clinical.assign(model="clinical"), fused.assign(protocol="linear_clinical")]
+    found = summarise_task(
+        pandas.concat([table, *more]),
+        task=_task("binary"),
+        kinds={**MODELS, "clinical": "floor"},
+        split="val",
+        settings=FEW,
+    )
+    last = found["comparisons"][-1]
+    assert (last["a"], last["protocol"], last["b"], last["b_protocol"]) == (
+        "mae", "linear_clinical", "clinical", "linear",
+    )  # fmt: skip
+    ours, alone = (
+        _of(found, *key)["scores"]["auroc"]["value"]
+        for key in (("mae", "linear_clinical"), ("clinical", "linear"))
+    )
+    assert last["difference"] == pytest.approx(ours - alone)
+    assert [each["a"] for each in found["comparisons"]].count("dino") == 1, "it was not fused"
+
+
 def test_models_on_other_subjects_are_not_compared() -> None:
     table = _predictions("binary")
     kept = table[(table.model != "dino") | (table.subject != "val-007")]

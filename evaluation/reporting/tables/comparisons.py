@@ -13,6 +13,7 @@ from evaluation.reporting.titles import (
     metric_title,
     protocol_title,
 )
+from evaluation.statistics.summary import FUSED
 
 CLEAR = 0.05
 
@@ -37,9 +38,12 @@ def comparison_table(content: Content, task: Task, *, family: int) -> Table | No
         (one, _row(content, task, one, Cell(places=places)))
         for one, places in zip(found, plot.places, strict=True)
     ]
+    together = [row for one, row in rows if one.protocol == FUSED]
+    rows = [(one, row) for one, row in rows if one.protocol != FUSED]
     parts = {
         "Backbones against floors": [row for one, row in rows if one.b in floors],
         "Backbones against each other": [row for one, row in rows if one.b not in floors],
+        "Backbones with clinical columns against these alone": together,
     }
     has_delong = any(one.p_delong is not None for one in found)
     columns = [
