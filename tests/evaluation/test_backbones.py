@@ -92,7 +92,10 @@ def test_a_path_alone_is_an_artefact(tmp_path: Path) -> None:
     lines = load(path, Recipe).backbones
     assert lines["a"] == ArtefactLine(artefact=Path("here/backbone"))
     assert lines["b"] == RunLine(run=Path("runs/x"), step=1000)
-    assert [run_of(each) for each in lines.values()] == [Path("here"), Path("runs/x")]
+    assert [run_of(each) for each in lines.values()] == [None, Path("runs/x")]
+    (tmp_path / "mae" / "backbone").mkdir(parents=True)
+    here = ArtefactLine(artefact=str(tmp_path / "mae" / "backbone"))
+    assert run_of(here) == tmp_path / "mae"
     assert [source_of(each) for each in lines.values()] == [
         "here/backbone", "run runs/x, step 1000",
     ]  # fmt: skip

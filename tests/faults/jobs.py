@@ -24,6 +24,7 @@ _TIMES = {
     "hours",
     "finished",
 }
+_TIMED = ("| compute", "| energy", "| finished")  # lines of a card
 _DIGESTED_TIMES = {"provenance.json", "README.md", "SHA256SUMS"}
 
 
@@ -148,7 +149,7 @@ def result_of(job: Job) -> dict[str, Any]:
             raise ValueError(f"{name} is not what SHA256SUMS names")
     found["provenance"] = _timeless(json.loads((backbone / "provenance.json").read_text()))
     card = (backbone / "README.md").read_text().splitlines()
-    found["card"] = [line for line in card if not line.startswith(("| compute", "| finished"))]
+    found["card"] = [line for line in card if not line.startswith(_TIMED)]
     for number, text in enumerate((job.out / "log.jsonl").read_text().splitlines(), start=1):
         for name, value in _timeless(json.loads(text)).items():
             found[f"{name} in line {number} of the log"] = value
