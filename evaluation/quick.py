@@ -199,7 +199,9 @@ def _backbone(text: str) -> dict[str, Any]:
             raise TaskError(
                 f"backbone {text!r} is no line of a recipe ({' '.join(str(error).split())})"
             ) from None
-    folder = _existing(Path(text))
+    folder = Path(text)
+    if not folder.is_dir():  # an archive, a URL, a known name: its own loader says what is wrong
+        return {drafting.slug(folder.name.partition(".")[0]): text}
     if (folder / "backbone").is_dir():
         folder = folder / "backbone"
     if not (folder / "model.safetensors").is_file():
@@ -226,7 +228,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("backbone", help="a folder, or a line of a recipe")
+    parser.add_argument(
+        "backbone",
+        help="a folder, an archive, hf://org/name, a URL, a name such as demo, or a line of a "
+        "recipe",
+    )
     parser.add_argument("scans", type=Path, help="a folder")
     parser.add_argument("labels", type=Path, help="a CSV or Parquet table")
     parser.add_argument("--label", help="column, or several 0/1 columns with commas between them")

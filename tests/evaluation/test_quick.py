@@ -284,7 +284,7 @@ def test_a_backbone_is_a_folder_a_run_or_a_line(tmp_path: Path) -> None:
     assert quick._backbone(str(tmp_path / "early")) == {"early": {"run": str(tmp_path / "early")}}
     line = {"timm": "resnet18", "weights": None}
     assert quick._backbone("{timm: resnet18, weights: null}") == {"backbone": line}
-    with pytest.raises(TaskError, match="no such file or folder"):
-        quick._backbone(str(tmp_path / "none"))
+    assert quick._backbone("demo") == {"demo": "demo"}
+    assert quick._backbone("hf://lab/vit.large@v2") == {"vit": "hf://lab/vit.large@v2"}
     with pytest.raises(TaskError, match="is no line of a recipe"):
         quick._backbone("{timm: [")
