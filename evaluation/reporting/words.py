@@ -29,8 +29,9 @@ def split_note(content: Content) -> str:
         notes.append("Test scores: every choice was made on validation.")
     if CROSS_VALIDATION in splits:
         notes.append(
-            "Where a cohort has no split: cross-validation by subject; a subject's score is the "
-            "mean of its out-of-fold predictions."
+            "Where a cohort has no split: repeated nested cross-validation by subject; a subject's "
+            "score is its prediction in one whole repeat, that whose score is nearest to the mean "
+            "over all folds (of a segmentation or retrieval, the mean over repeats)."
         )
     return " ".join(notes)
 
