@@ -18,9 +18,9 @@ from typing import Any, get_args
 import yaml
 
 from evaluation.report import write_report
+from evaluation.statistics.metrics import Kind
 from evaluation.storing.store import read_run, read_statistics
 from evaluation.tasks import drafting
-from evaluation.tasks.card import Kind
 from evaluation.tasks.drafting import SMALL, Draft
 from evaluation.tasks.guesses import Columns, guess_event, guess_label, guess_subject
 from evaluation.tasks.labels import TaskError

@@ -5,9 +5,8 @@ extractor and scan, named by the digest of what it was made from: a killed run g
 where it stopped, and a changed scan, backbone or view is a name that does not exist yet.
 """
 
-import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from evaluation.extraction.cache import FeatureError as FeatureError
 from evaluation.extraction.progress import progress
 from evaluation.extraction.sharing import ALONE, Share, shared
 from evaluation.probing.estimator import Bags
+from evaluation.storing.store import sha256_of
 from evaluation.tasks.task import Task
 from recipes.load import digest
 from shards.scan import Scan, ScanError, read_scan, resample
@@ -86,11 +86,12 @@ def extract_all(
     fill_share(rows, extractors, folder=folder, title=title, share=ALONE)
     parts: dict[str, list[Arrays]] = {each.name: [] for each in extractors}
     for row in rows:
+        files = _cache_files(folder, extractors, row)
         for each in extractors:
-            arrays = _cache_file(folder, each, row).read()
+            arrays = files[each.name].read()
             if arrays is None:  # it was damaged
-                _fill(row, read_row(row), [each], folder)
-                arrays = _cache_file(folder, each, row).read()
+                _fill(row, read_row(row), [each], files)
+                arrays = files[each.name].read()
             assert arrays is not None
             parts[each.name].append(arrays)
     return {name: joined(name, files) for name, files in parts.items()}
@@ -105,9 +106,9 @@ def fill_share(
     """
 
     def unfilled() -> list[tuple[int, list[str]]]:
+        cached = (_cache_files(folder, extractors, row) for row in rows)
         missing = [
-            [each.name for each in extractors if not _cache_file(folder, each, row).is_there()]
-            for row in rows
+            [name for name, file in files.items() if not file.is_there()] for files in cached
         ]
         return [(number, names) for number, names in enumerate(missing) if names]
 
@@ -123,7 +124,8 @@ def fill_share(
     ):
         scans = _read_ahead([rows[number] for number, _ in mine], pool)
         for (row, scan), (_, names) in zip(scans, mine, strict=True):
-            _fill(row, scan, [each for each in extractors if each.name in names], folder)
+            wanted = [each for each in extractors if each.name in names]
+            _fill(row, scan, wanted, _cache_files(folder, wanted, row))
             if bar is not None:
                 bar.update(1)
 
@@ -241,23 +243,31 @@ def _voxel_code() -> str:
     """Digest of the files that a voxel passes on its way into a feature: another way of reading,
     resampling or cutting makes other features."""
     files = [file for part in _VOXEL_PATH for file in sorted(_ROOT.glob(part))]
-    return digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    return digest([sha256_of(file) for file in files])
 
 
-def _cache_file(folder: Path, extractor: Extractor, row: CohortRow) -> CacheFile:
+def _cache_files(
+    folder: Path, extractors: Sequence[Extractor], row: CohortRow
+) -> dict[str, CacheFile]:
     """One for each scan: tasks over other parts of a cohort share what they have in common."""
-    maker = made_by(extractor.digest, extractor.spacing_mm)
-    return CacheFile(folder, extractor.name, maker, content_of([row]))
+    content = content_of([row])
+    return {
+        each.name: CacheFile(folder, each.name, made_by(each.digest, each.spacing_mm), content)
+        for each in extractors
+    }
 
 
-def _fill(row: CohortRow, scan: Scan, extractors: Sequence[Extractor], folder: Path) -> None:
+def _fill(
+    row: CohortRow,
+    scan: Scan,
+    extractors: Sequence[Extractor],
+    files: Mapping[str, CacheFile],
+) -> None:
     with naming(row):
         for extractor, view in _views(scan, extractors):
             arrays = extractor.extract(view, row)
             require_finite(arrays, extractor.name, row)
-            _cache_file(folder, extractor, row).write(
-                stacked(extractor.name, [arrays], ragged=extractor.ragged)
-            )
+            files[extractor.name].write(stacked(extractor.name, [arrays], ragged=extractor.ragged))
 
 
 def require_finite(arrays: Arrays, name: str, row: CohortRow) -> None:

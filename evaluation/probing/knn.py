@@ -8,6 +8,7 @@ subjects, which is the mortality that a survival forest sums (Ishwaran et al. 20
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -81,12 +82,17 @@ def _classes(
     return scores
 
 
-def _binary(
-    features: Floats, label: Floats, train: NDArray[np.bool_], settings: Sequence[Setting]
+def _column(
+    features: Floats,
+    label: Floats,
+    train: NDArray[np.bool_],
+    settings: Sequence[Setting],
+    *,
+    temperature: float,
 ) -> Floats:
     scores = np.empty((*train.shape, 1))
     for asked in _neighbours(features, train, settings):
-        scores[asked.problems] = _vote(asked, label[:, None], temperature=TEMPERATURE)
+        scores[asked.problems] = _vote(asked, label[:, None], temperature=temperature)
     return scores
 
 
@@ -102,15 +108,6 @@ def _multilabel(
         for asked in _neighbours(features, known[some], mine):
             votes = _vote(asked, column[:, None], temperature=TEMPERATURE)
             scores[some[asked.problems], :, number] = votes[:, 0]
-    return scores
-
-
-def _value(
-    features: Floats, label: Floats, train: NDArray[np.bool_], settings: Sequence[Setting]
-) -> Floats:
-    scores = np.empty((*train.shape, 1))
-    for asked in _neighbours(features, train, settings):
-        scores[asked.problems] = _vote(asked, label[:, None], temperature=np.inf)
     return scores
 
 
@@ -136,10 +133,10 @@ def _log_mortality(neighbours: Floats, times: Floats) -> Floats:
 
 
 _PREDICT: dict[str, Callable[[Floats, Floats, NDArray[np.bool_], Sequence[Setting]], Floats]] = {
-    "binary": _binary,
+    "binary": partial(_column, temperature=TEMPERATURE),
     "multiclass": _classes,
     "ordinal": _classes,
     "multilabel": _multilabel,
-    "regression": _value,
+    "regression": partial(_column, temperature=np.inf),
     "survival": _survival,
 }

@@ -1,6 +1,5 @@
 """Everything an evaluation reads, loaded and named by digests."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from evaluation.backbones.entry import Entry
 from evaluation.extraction.features import content_of
 from evaluation.floors.registry import floor_entries
 from evaluation.scoring.config import EvaluationConfig
+from evaluation.storing.store import sha256_of
 from evaluation.tasks.task import Task, load_task
 from recipes.load import digest
 from shards.pseudonym import load_key
@@ -139,7 +139,7 @@ def code_files() -> tuple[list[Path], list[Path]]:
 
 def _digest_of(files: Iterable[Path]) -> str:
     libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
-    return digest([*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files), *libraries])
+    return digest([*map(sha256_of, files), *libraries])
 
 
 def entries_with_network(entries: Mapping[str, Entry]) -> dict[str, Entry]:

@@ -17,6 +17,7 @@ A score (n, 1) is read as (n,).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +30,7 @@ Floats = NDArray[np.float64]
 Weighted = Callable[[Floats, Floats, Floats], Floats]
 """(label, score, weight (B, n)) -> (B,), NaN for a draw that does not define the metric."""
 
-KINDS = (
+Kind = Literal[
     "binary",
     "multiclass",
     "multilabel",
@@ -38,7 +39,8 @@ KINDS = (
     "survival",
     "segmentation",
     "retrieval",
-)
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)

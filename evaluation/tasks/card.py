@@ -4,24 +4,13 @@ It is a YAML file in ``recipes/tasks/``; licence and source of the data are thos
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from evaluation.statistics.metrics import METRICS_OF, PRIMARY
+from evaluation.statistics.metrics import METRICS_OF, PRIMARY, Kind
 from recipes.load import Section
 
-Kind = Literal[
-    "binary",
-    "multiclass",
-    "multilabel",
-    "regression",
-    "ordinal",
-    "survival",
-    "segmentation",
-    "retrieval",
-]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 CLASSIFIED: tuple[Kind, ...] = ("binary", "multiclass", "ordinal", "retrieval")
 """Kinds whose label is one class of each subject."""
 

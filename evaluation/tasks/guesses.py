@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from evaluation.tasks.card import Kind
+from evaluation.statistics.metrics import Kind
 from evaluation.tasks.labels import TaskError, class_order, is_number
 
 Value = str | int | float | None

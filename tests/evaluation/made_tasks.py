@@ -1,5 +1,6 @@
 """Tasks that are made, not read: a card, labels and a split, without a cohort or a scan."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,20 @@ _OUTPUTS = {
     "multilabel": ("first", "second"),
     "retrieval": ("average_precision", "hit_at_1", "hit_at_5"),
 }
+
+
+@dataclass(frozen=True)
+class Toy:
+    """What the probes read of a ``Task``."""
+
+    card: Any
+    subjects: tuple[str, ...]
+    label: np.ndarray
+    outputs: tuple[str, ...]
+    split: np.ndarray
+
+    def rows(self, *splits: str) -> np.ndarray:
+        return np.flatnonzero(np.isin(self.split, splits))
 
 
 def made_task(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.tasks.card import KINDS, TaskCard
+from evaluation.statistics.metrics import KINDS
+from evaluation.tasks.card import TaskCard
 from evaluation.tasks.task import load_task
 from recipes.load import load
 from shards.phantom.disease import LESION_LABELS

@@ -1,7 +1,7 @@
 """Nested draws, the same for every model, and probes that spend no label beyond them."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,25 +23,11 @@ from evaluation.probing.draws import (
 from evaluation.probing.estimator import Fitted
 from evaluation.probing.few_shot import score_draws, tuned
 from evaluation.probing.linear import CS
-from evaluation.statistics.metrics import auroc, measure
-from evaluation.tasks.card import PRIMARY
+from evaluation.statistics.metrics import PRIMARY, auroc, measure
+from tests.evaluation.made_tasks import Toy
 
 N = 72
 CONFIG = FewShotConfig(shots=(1, 2, 4, 16, 32), fractions=(0.01, 0.5, 1.0), num_draws=6, C=0.5)
-
-
-@dataclass(frozen=True)
-class Toy:
-    """What the probes read of a ``Task``."""
-
-    card: Any
-    subjects: tuple[str, ...]
-    label: np.ndarray
-    outputs: tuple[str, ...]
-    split: np.ndarray
-
-    def rows(self, *splits: str) -> np.ndarray:
-        return np.flatnonzero(np.isin(self.split, splits))
 
 
 def _task(kind: str = "binary", label: np.ndarray | None = None, **protocol: Any) -> Any:

@@ -1,7 +1,7 @@
 """Choosing on validation, nested cross-validation, and a test split that stays closed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +24,9 @@ from evaluation.probing.prototypes import prototypes
 from evaluation.probing.quality import measures, qualities
 from evaluation.probing.resampled import bootstrap_counts
 from evaluation.probing.subjects import take
-from evaluation.statistics.metrics import auroc, measure
-from evaluation.tasks.card import PRIMARY, RepeatedCv
+from evaluation.statistics.metrics import PRIMARY, auroc, measure
+from evaluation.tasks.card import RepeatedCv
+from tests.evaluation.made_tasks import Toy
 
 N = 72
 OUTPUTS = {"multiclass": 3, "ordinal": 3, "multilabel": 2}
@@ -45,20 +46,6 @@ def _label(kind: str) -> np.ndarray:
     if kind == "multilabel":
         label[rng.random(label.shape) < 0.1] = np.nan
     return label
-
-
-@dataclass(frozen=True)
-class Toy:
-    """What the probes read of a ``Task``."""
-
-    card: Any
-    subjects: tuple[str, ...]
-    label: np.ndarray
-    outputs: tuple[str, ...]
-    split: np.ndarray
-
-    def rows(self, *splits: str) -> np.ndarray:
-        return np.flatnonzero(np.isin(self.split, splits))
 
 
 def _task(kind: str = "binary", *, cv: RepeatedCv | None = None, metric: str = "") -> Any:
