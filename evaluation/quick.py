@@ -18,13 +18,13 @@ from typing import Any, get_args
 import yaml
 
 from evaluation.report import write_report
-from evaluation.statistics.metrics import Kind
 from evaluation.storing.store import read_run, read_statistics
-from evaluation.tasks import drafting
-from evaluation.tasks.drafting import SMALL, Draft
-from evaluation.tasks.guesses import Columns, guess_event, guess_label, guess_subject
-from evaluation.tasks.labels import TaskError
-from evaluation.tasks.matching import Found, match_column, match_names, path_column
+from foundation.metrics.by_name import Kind
+from foundation.tasks import drafting
+from foundation.tasks.drafting import SMALL, Draft
+from foundation.tasks.guesses import Columns, guess_event, guess_label, guess_subject
+from foundation.tasks.labels import TaskError
+from foundation.tasks.matching import Found, match_column, match_names, path_column
 from recipes.command import errors_in_one_line
 from recipes.load import load
 from shards.pseudonym import load_key

@@ -33,9 +33,9 @@ from evaluation.statistics.summary import Settings
 from evaluation.storing import store
 from evaluation.storing.draft import drafted, publish
 from evaluation.storing.memo import forget_others
-from evaluation.tasks.task import Task
 from foundation.log import read_log
 from foundation.running.ranks import run_on_ranks
+from foundation.tasks.task import Task
 
 
 def main(config: EvaluationConfig) -> None:

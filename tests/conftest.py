@@ -9,6 +9,10 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 
+from tests.tiny_cohort import place, tiny_cohort
+
+__all__ = ["place", "tiny_cohort"]
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 

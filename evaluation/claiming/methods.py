@@ -24,8 +24,8 @@ from evaluation.claiming.scored import (
     drawn_subjects,
     measure_tasks,
 )
-from evaluation.statistics.metrics import METRICS
 from evaluation.statistics.paired import holm
+from foundation.metrics.by_name import METRICS
 
 SEEDS_NEEDED = 3
 ALPHA = 0.05

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.statistics.bootstrap import draw_counts
-from evaluation.statistics.metrics import METRICS
 from evaluation.storing import store
 from evaluation.storing.rows import matrices
+from foundation.metrics.by_name import METRICS
 
 if TYPE_CHECKING:
     import pandas

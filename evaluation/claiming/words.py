@@ -6,7 +6,7 @@ from typing import Any
 from evaluation.claiming.methods import SEEDS_NEEDED, Duel, Verdict
 from evaluation.claiming.pretraining import Finding
 from evaluation.claiming.scored import Scored, share_subjects
-from evaluation.statistics.metrics import METRICS
+from foundation.metrics.by_name import METRICS
 
 
 def markdown(

@@ -11,7 +11,7 @@ from evaluation.extraction.features import content_of, made_by, naming, read_row
 from evaluation.extraction.progress import progress
 from evaluation.extraction.sharing import ALONE, Share, shared
 from evaluation.storing.store import StoreError, read_arrays
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from recipes.load import digest
 from shards.scan import resample
 from shards.sources.cohort import CohortRow

@@ -25,7 +25,7 @@ from evaluation.extraction.progress import progress
 from evaluation.extraction.sharing import ALONE, Share, shared
 from evaluation.probing.estimator import Bags
 from evaluation.storing.store import sha256_of
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from recipes.load import digest
 from shards.scan import Scan, ScanError, read_scan, resample
 from shards.sources.cohort import CohortRow

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from evaluation.extraction.features import FeatureError, read_row
 from evaluation.floors.intensity import windowed
 from evaluation.storing.store import read_arrays
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from shards.scan import ScanError, read_scan
 from shards.sources.cohort import CohortRow
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.probing.estimator import Fitted, Floats
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 
 Cells = NDArray[np.object_]
 Encoder = Callable[[Cells], Floats]

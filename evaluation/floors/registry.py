@@ -17,11 +17,11 @@ from evaluation.floors.segmentation import MaskedVoxels, atlas, intensity
 from evaluation.floors.svm import KINDS as SVM_KINDS
 from evaluation.floors.svm import rbf_svm
 from evaluation.floors.voxels import num_components, pca_features, voxel_extractor
-from evaluation.probing.dense import MaskedScans
 from evaluation.probing.estimator import Candidate, Estimator, Features, Fitted, Floats, Scorer
 from evaluation.probing.linear import linear_probe
 from evaluation.probing.retrieval import retrieval
-from evaluation.tasks.task import Task
+from foundation.tasks.masks import MaskedScans
+from foundation.tasks.task import Task
 from recipes.load import digest
 
 Arrays = Mapping[str, Mapping[str, Any]]

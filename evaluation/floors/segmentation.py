@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from evaluation.extraction.features import read_row
 from evaluation.floors.intensity import windowed
 from evaluation.floors.voxels import cell_shares
-from evaluation.probing.dense import Classes, MaskedScans, MaskError, dice, overlap
 from evaluation.probing.estimator import Estimator, Floats, Rows, Setting
+from foundation.tasks.masks import Classes, MaskedScans, MaskError, dice, overlap
 from shards.sources.cohort import CohortRow
 
 CELLS = 32  # of the atlas, along each axis

@@ -25,9 +25,9 @@ import numpy as np
 from evaluation.probing.estimator import Floats, Rows, Scorer
 from evaluation.probing.predictions import predict
 from evaluation.probing.subjects import Part
-from evaluation.statistics.metrics import measure
-from evaluation.statistics.rows import StatisticsError
-from evaluation.tasks.task import Task
+from foundation.metrics.by_name import measure
+from foundation.metrics.rows import StatisticsError
+from foundation.tasks.task import Task
 
 CHANCE = 0.5
 NUM_SHUFFLES = 20

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from evaluation.extraction.features import Extractor
 from evaluation.floors.intensity import floor_extractor, windowed
 from evaluation.probing.estimator import Fitted, Floats
-from evaluation.tasks.card import VoxelFloor
+from foundation.tasks.card import VoxelFloor
 from shards.scan import Scan
 from shards.sources.cohort import CohortRow
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from evaluation.leakage.checks import Check, hits
 from evaluation.leakage.marks import ScanMarks
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from shards.measure.similar import BITS, NEAR_DISTANCE, SimilarFinder
 
 

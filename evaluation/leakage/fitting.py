@@ -15,7 +15,7 @@ from evaluation.leakage.checks import Check, Question, hits
 from evaluation.leakage.held_out import sees_held_out
 from evaluation.leakage.traces import depends_on_company, fitted_elsewhere, fitted_on_everybody
 from evaluation.probing.estimator import Candidate, Fitted, Rows
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 
 _FOLDS = 5
 

@@ -14,7 +14,7 @@ from evaluation.leakage.checks import Check, Question
 from evaluation.leakage.duplicates import check_exact, check_near, check_subjects
 from evaluation.leakage.marks import ScanMarks
 from evaluation.leakage.pretraining import Pretrained, overlaps
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from recipes.load import Section
 
 FAILED = "leakage_failed.json"

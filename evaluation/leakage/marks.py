@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.extraction.features import Extractor
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from recipes.load import digest
 from shards.codec import source_digest
 from shards.measure.similar import BITS, perceptual_hash

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from evaluation.leakage.checks import Check, Question, hits
 from evaluation.leakage.marks import ScanMarks
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from shards.measure.similar import BITS, NEAR_DISTANCE, SimilarFinder
 
 

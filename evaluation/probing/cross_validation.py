@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evaluation.probing.estimator import Estimator, Features, Fitted, Floats, Scorer, Setting
-from evaluation.probing.folds import Fold, nested_folds
 from evaluation.probing.predictions import predict
 from evaluation.probing.prevalence import at_prevalence, class_shares
-from evaluation.probing.quality import as_score, measures, qualities
 from evaluation.probing.subjects import Part
-from evaluation.tasks.card import OF_ONE_SUBJECT, RepeatedCv
-from evaluation.tasks.task import Task
+from foundation.metrics.quality import as_score, measures, qualities
+from foundation.tasks.card import OF_ONE_SUBJECT, RepeatedCv
+from foundation.tasks.folds import Fold, nested_folds
+from foundation.tasks.task import Task
 
 _OF_PAIRS = ("auroc", "macro_auroc", "concordance")
 _ENTRIES_AT_ONCE = 30_000_000  # float64 of scores that are held together: 240 MB

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from evaluation.probing.estimator import Rows
-from evaluation.probing.folds import strata
-from evaluation.tasks.task import Task
+from foundation.tasks.folds import strata
+from foundation.tasks.task import Task
 from recipes.load import Section
 
 SHOTS, FRACTION = "shots", "fraction"

@@ -19,9 +19,9 @@ from evaluation.probing.linear import linear_probe, linear_scores, strength_name
 from evaluation.probing.predictions import padded
 from evaluation.probing.prototypes import KINDS as KINDS_OF_PROTOTYPES
 from evaluation.probing.prototypes import prototypes
-from evaluation.probing.quality import measures
 from evaluation.probing.subjects import Part
-from evaluation.tasks.task import Task
+from foundation.metrics.quality import measures
+from foundation.tasks.task import Task
 
 _TOLERANCE = 1e-5
 _TUNING_TOLERANCE = 1e-4

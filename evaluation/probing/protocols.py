@@ -12,10 +12,10 @@ import numpy as np
 from evaluation.probing.cross_validation import cross_validate
 from evaluation.probing.estimator import Floats, Scorer, Setting
 from evaluation.probing.predictions import predict
-from evaluation.probing.quality import as_score, qualities
 from evaluation.probing.resampled import resampled_scores
 from evaluation.probing.subjects import Part
-from evaluation.tasks.task import Task
+from foundation.metrics.quality import as_score, qualities
+from foundation.tasks.task import Task
 
 
 class Outcome(NamedTuple):

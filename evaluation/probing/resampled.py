@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from evaluation.probing.estimator import Fitted, Floats, Rows, Scorer, Setting
-from evaluation.probing.folds import strata
 from evaluation.probing.predictions import predict
-from evaluation.probing.quality import measures
-from evaluation.tasks.task import Task
+from foundation.metrics.quality import measures
+from foundation.tasks.folds import strata
+from foundation.tasks.task import Task
 
 _ENTRIES_AT_ONCE = 8_000_000  # float64 of features, copies included: above, one refit at a time
 _ROWS_AT_ONCE = 1_500  # likewise: neighbours are sought among all rows

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.backbones.embedder import Dense
-from evaluation.probing.dense import DenseFeatures, Mask, dice
+from evaluation.probing.dense import DenseFeatures
 from evaluation.probing.estimator import Estimator, Floats, Setting
 from evaluation.probing.multinomial import fit_multinomial, softmax
 from evaluation.probing.token_grid import TokenGrid
 from evaluation.probing.token_sample import sample_tokens
+from foundation.tasks.masks import Mask, dice
 
 CS = (0.01, 0.2, 4.0, 100.0)
 THRESHOLDS = (0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02)

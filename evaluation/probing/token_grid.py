@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.backbones.embedder import Dense, Spacing
-from evaluation.probing.dense import Mask, MaskError
+from foundation.tasks.masks import Mask, MaskError
 
 Matrix = NDArray[np.float32]
 

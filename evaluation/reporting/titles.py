@@ -1,6 +1,6 @@
 """The words for names that the store uses: metrics, protocols, splits, kinds, provenance."""
 
-from evaluation.statistics.metrics import METRICS
+from foundation.metrics.by_name import METRICS
 
 PROTOCOL_TITLES = {
     "linear": "linear probe",

@@ -21,7 +21,7 @@ from evaluation.probing.prototypes import prototypes
 from evaluation.probing.retrieval import retrieval
 from evaluation.probing.segmentation import segmentation_probe
 from evaluation.statistics.summary import FUSED
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 
 _PATCHES_IN_FOLDS = 48  # hundreds of folds train an attentive probe each
 

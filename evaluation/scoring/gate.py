@@ -17,7 +17,7 @@ from evaluation.scoring.gather import marks_of
 from evaluation.scoring.inputs import Inputs
 from evaluation.storing.memo import Kept, remember
 from evaluation.storing.store import write_json
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from recipes.load import digest
 
 GATE = "gate"

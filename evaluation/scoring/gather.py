@@ -21,7 +21,7 @@ from evaluation.floors.registry import floor_extractors
 from evaluation.leakage.marks import DIGEST, HASH, ScanMarks, mark_extractors, marks_by_subject
 from evaluation.probing.estimator import Bags
 from evaluation.scoring.inputs import Inputs, entries_with_network
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 
 FEATURES = "features"
 

@@ -11,20 +11,19 @@ from evaluation.extraction.features import content_of
 from evaluation.floors.registry import floor_entries
 from evaluation.scoring.config import EvaluationConfig
 from evaluation.storing.store import sha256_of
-from evaluation.tasks.task import Task, load_task
+from foundation.tasks.task import Task, load_task
 from recipes.load import digest
 from shards.pseudonym import load_key
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # Whose change leaves every prediction as it was.
 _NEVER_SCORED_BY = ("reporting", "claiming", "statistics", "storing", "bench")
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
-# Metrics are what settings are chosen by.
-_CHOSEN_BY = ("statistics/metrics.py", "statistics/binary.py", "statistics/multiclass.py",
-              "statistics/continuous.py", "statistics/survival.py", "statistics/rows.py",
-              "storing/rows.py")  # fmt: skip
+_CHOSEN_BY = ("storing/rows.py",)
 # What hands predictions to the statistics.
 _SUMMARISED_BY = ("statistics/", "storing/rows.py", "scoring/statistics.py", "scoring/record.py")
+# Labels are what is predicted, metrics what settings are chosen by and what is reported.
+_TASKS, _METRICS = "foundation/tasks", "foundation/metrics"
 
 
 class Inputs(NamedTuple):
@@ -126,15 +125,18 @@ def _load_tasks(config: EvaluationConfig) -> list[Task]:
 
 def code_files() -> tuple[list[Path], list[Path]]:
     """What makes predictions, and what makes statistics of them."""
-    files = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+    own = ROOT / "evaluation"
+    files = {path.relative_to(own).as_posix(): path for path in sorted(own.rglob("*.py"))}
     packages = {name: path for name, path in files.items() if "/" in name}
+    tasks, metrics = (sorted((ROOT / each).glob("*.py")) for each in (_TASKS, _METRICS))
     scoring = [
         path
         for name, path in packages.items()
         if not name.startswith(_NEVER_SCORED_BY) or name in _CHOSEN_BY
     ]
     statistics = [path for name, path in packages.items() if name.startswith(_SUMMARISED_BY)]
-    return scoring, [*statistics, ROOT / "statistics" / "coverage.json"]
+    coverage = own / "statistics" / "coverage.json"
+    return [*scoring, *tasks, *metrics], [*statistics, *metrics, coverage]
 
 
 def _digest_of(files: Iterable[Path]) -> str:

@@ -10,7 +10,7 @@ from evaluation.probing.protocols import Outcome, evaluate
 from evaluation.storing.memo import Kept
 from evaluation.storing.rows import to_rows
 from evaluation.storing.store import FEW_SHOT_COLUMNS, PREDICTION_COLUMNS
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas

@@ -7,9 +7,9 @@ from typing import Any
 from evaluation.backbones.entry import Entry
 from evaluation.scoring.config import EvaluationConfig
 from evaluation.storing.openings import announce_opening, find_opening, record_opening
-from evaluation.tasks.describe import count_groups, describe_label, describe_split
-from evaluation.tasks.labels import is_number
-from evaluation.tasks.task import Task
+from foundation.tasks.describe import count_groups, describe_label, describe_split
+from foundation.tasks.labels import is_number
+from foundation.tasks.task import Task
 
 MODEL_FIELDS = ("kind", "title", "description", "digest", "provenance", "architecture")
 

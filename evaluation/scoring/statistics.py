@@ -8,8 +8,8 @@ from evaluation.scoring.record import task_content
 from evaluation.scoring.task import TaskScores
 from evaluation.statistics.summary import Settings, summarise_task
 from evaluation.storing import store
-from evaluation.tasks.describe import groups_of
-from evaluation.tasks.task import Task
+from foundation.tasks.describe import groups_of
+from foundation.tasks.task import Task
 from recipes.load import digest
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from evaluation.probing.draws import Draws, draw, stored_draws, unsuitable
 from evaluation.probing.estimator import Candidate
 from evaluation.scoring.model import FEW_SHOT, PREDICTIONS, How, as_nan, score_model
 from evaluation.storing.memo import Kept, remember
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 from recipes.load import digest
 
 if TYPE_CHECKING:

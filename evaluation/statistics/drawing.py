@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.statistics.bootstrap import Draws, Statistic, strata_of
-from evaluation.statistics.metrics import METRICS
+from foundation.metrics.by_name import METRICS
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -17,13 +17,13 @@ only then is a swap of two scores a fair exchange.
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.binary import ratio
-from evaluation.statistics.continuous import expected_level, nearest_level
 from evaluation.statistics.delong import midranks
-from evaluation.statistics.metrics import METRICS
-from evaluation.statistics.multiclass import mean_of_defined, one_vs_rest
-from evaluation.statistics.rows import undefined_outputs
-from evaluation.statistics.survival import known_order
+from foundation.metrics.binary import ratio
+from foundation.metrics.by_name import METRICS
+from foundation.metrics.continuous import expected_level, nearest_level
+from foundation.metrics.multiclass import mean_of_defined, one_vs_rest
+from foundation.metrics.rows import undefined_outputs
+from foundation.metrics.survival import known_order
 
 Floats = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from evaluation.statistics import bootstrap
 from evaluation.statistics.bootstrap import Bounds, Draws, Statistic
 from evaluation.statistics.delong import logit_interval, perfect_interval
 from evaluation.statistics.drawing import SharedDraws, statistic_of
-from evaluation.statistics.metrics import checked
-from evaluation.statistics.rows import StatisticsError
+from foundation.metrics.by_name import checked
+from foundation.metrics.rows import StatisticsError
 
 Floats = NDArray[np.float64]
 

@@ -6,14 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.statistics import binary
 from evaluation.statistics.bootstrap import percentile
 from evaluation.statistics.coverage import measured_coverage
 from evaluation.statistics.delong import logit_interval
 from evaluation.statistics.drawing import SharedDraws, statistic_of
 from evaluation.statistics.intervals import Interval, interval
-from evaluation.statistics.metrics import decided
-from evaluation.statistics.multiclass import one_vs_rest
 from evaluation.statistics.reliability import (
     Shown,
     calibration_entry,
@@ -22,6 +19,9 @@ from evaluation.statistics.reliability import (
     risk_coverage_entry,
 )
 from evaluation.statistics.resampled import nadeau_bengio, training_spread
+from foundation.metrics import binary
+from foundation.metrics.by_name import decided
+from foundation.metrics.multiclass import one_vs_rest
 
 Floats = NDArray[np.float64]
 

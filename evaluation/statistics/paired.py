@@ -17,7 +17,7 @@ from evaluation.statistics.bootstrap import Draws, percentile
 from evaluation.statistics.delong import midranks
 from evaluation.statistics.drawing import statistic_of
 from evaluation.statistics.flips import flipped_differences
-from evaluation.statistics.metrics import checked
+from foundation.metrics.by_name import checked
 
 Floats = NDArray[np.float64]
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics import calibration, conformal
-from evaluation.statistics.binary import threshold_at_specificity
 from evaluation.statistics.bootstrap import strata_of
-from evaluation.statistics.metrics import decided
+from foundation.metrics import calibration, conformal
+from foundation.metrics.binary import threshold_at_specificity
+from foundation.metrics.by_name import decided
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

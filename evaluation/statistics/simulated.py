@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.binary import weighted_auroc
-from evaluation.statistics.continuous import quadratic_kappa
+from foundation.metrics.binary import weighted_auroc
+from foundation.metrics.continuous import quadratic_kappa
 
 Floats = NDArray[np.float64]
 Generator = np.random.Generator

@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.statistics.delong import paired_test
 from evaluation.statistics.drawing import SharedDraws, statistic_of
 from evaluation.statistics.few_shot import MAIN_PROTOCOL, few_shot_curves
-from evaluation.statistics.metrics import METRICS, METRICS_OF
 from evaluation.statistics.one_model import Facts, model_entry, score_for
 from evaluation.statistics.paired import compare
 from evaluation.statistics.reliability import Shown
-from evaluation.statistics.rows import StatisticsError, as_columns
 from evaluation.storing.rows import Predicted, matrices
+from foundation.metrics.by_name import METRICS, METRICS_OF
+from foundation.metrics.rows import StatisticsError, as_columns
 
 if TYPE_CHECKING:
     import pandas

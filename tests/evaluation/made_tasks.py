@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.tasks.card import TaskCard
-from evaluation.tasks.task import Task
+from foundation.tasks.card import TaskCard
+from foundation.tasks.task import Task
 from recipes.load import parse
 from shards.sources.cohort import CohortRow
 

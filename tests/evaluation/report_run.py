@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.statistics.metrics import METRICS_OF, PRIMARY
+from foundation.metrics.by_name import METRICS_OF, PRIMARY
 
 TASKS = {
     "stroke": "binary",

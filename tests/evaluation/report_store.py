@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.statistics.metrics import METRICS_OF, PRIMARY
 from evaluation.storing import store
+from foundation.metrics.by_name import METRICS_OF, PRIMARY
 from tests.evaluation.report_run import (
     CLASSIFIED,
     MODELS,

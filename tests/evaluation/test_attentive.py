@@ -8,7 +8,7 @@ from evaluation.probing.adamw import AdamW
 from evaluation.probing.attentive import SETTINGS, attention_of, attentive, pad, pool, pull
 from evaluation.probing.estimator import Bags
 from evaluation.probing.linear import linear_probe
-from evaluation.statistics.metrics import auroc, measure
+from foundation.metrics.by_name import auroc, measure
 
 NUM, WIDTH = 150, 24
 TRAIN = (np.arange(NUM) < 90)[None]

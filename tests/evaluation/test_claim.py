@@ -15,9 +15,9 @@ from evaluation.claiming.methods import Duel, Estimate, compare_methods, estimat
 from evaluation.claiming.pretraining import compare
 from evaluation.claiming.scored import ClaimError, Scored, by_metric, read_scored
 from evaluation.claiming.words import as_json, markdown
-from evaluation.statistics.metrics import auroc, measure, r2
 from evaluation.storing import store
 from evaluation.storing.rows import to_rows
+from foundation.metrics.by_name import auroc, measure, r2
 
 TASKS = ("a", "b", "c")
 

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.statistics import coverage, simulated
 from evaluation.statistics.intervals import BCA, DELONG, PERCENTILE, method_of
-from evaluation.statistics.metrics import measure
+from foundation.metrics.by_name import measure
 
 
 @pytest.mark.parametrize("auroc", [0.7, 0.9])

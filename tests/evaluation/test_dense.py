@@ -9,12 +9,13 @@ import pytest
 
 from evaluation.backbones.embedder import Dense
 from evaluation.extraction.dense import dense_features
-from evaluation.probing.dense import DenseFeatures, Mask, MaskedScans, MaskError, dice, overlap
+from evaluation.probing.dense import DenseFeatures
 from evaluation.probing.estimator import Scorer
 from evaluation.probing.protocols import evaluate
 from evaluation.probing.segmentation import CS, THRESHOLDS, segmentation_probe, token_ceiling
 from evaluation.probing.token_grid import TokenGrid
 from evaluation.probing.token_sample import sample_tokens
+from foundation.tasks.masks import Mask, MaskedScans, MaskError, dice, overlap
 from shards.scan import Scan, read_scan, resample
 from shards.sources.cohort import CohortRow
 

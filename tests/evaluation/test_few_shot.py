@@ -23,7 +23,7 @@ from evaluation.probing.draws import (
 from evaluation.probing.estimator import Fitted
 from evaluation.probing.few_shot import score_draws, tuned
 from evaluation.probing.linear import CS
-from evaluation.statistics.metrics import PRIMARY, auroc, measure
+from foundation.metrics.by_name import PRIMARY, auroc, measure
 from tests.evaluation.made_tasks import Toy
 
 N = 72

@@ -17,7 +17,7 @@ from evaluation.floors.registry import (
 from evaluation.floors.svm import rbf_svm
 from evaluation.floors.voxels import AUTO_CELLS, cell_shares, fit_pca, pca_features
 from evaluation.probing.protocols import evaluate
-from evaluation.statistics.metrics import measure
+from foundation.metrics.by_name import measure
 from tests.evaluation.made_tasks import made_task
 
 ALL = ["constant", "volume", "histogram", "voxels", "radiomics", "clinical", "mask",

@@ -18,9 +18,9 @@ from evaluation.floors.segmentation import (
     intensity,
 )
 from evaluation.leakage.fitting import check_fitting
-from evaluation.probing.dense import MaskedScans, MaskError
 from evaluation.probing.protocols import evaluate
-from tests.evaluation.conftest import SHAPE, SPACING
+from foundation.tasks.masks import MaskedScans, MaskError
+from tests.tiny_cohort import SHAPE, SPACING
 
 
 def segmentation(place: Any, **label: Any) -> Any:

@@ -14,18 +14,18 @@ from sklearn.preprocessing import StandardScaler
 from evaluation.probing import resampled
 from evaluation.probing.cross_validation import _kept, cross_validate
 from evaluation.probing.estimator import Bags, Estimator, Fitted, Scorer
-from evaluation.probing.folds import nested_folds, strata, stratified_folds
 from evaluation.probing.knn import knn
 from evaluation.probing.linear import CS, linear_probe
 from evaluation.probing.logistic import sigmoid
 from evaluation.probing.prevalence import at_prevalence, class_shares
 from evaluation.probing.protocols import evaluate
 from evaluation.probing.prototypes import prototypes
-from evaluation.probing.quality import measures, qualities
 from evaluation.probing.resampled import bootstrap_counts
 from evaluation.probing.subjects import take
-from evaluation.statistics.metrics import PRIMARY, auroc, measure
-from evaluation.tasks.card import RepeatedCv
+from foundation.metrics.by_name import PRIMARY, auroc, measure
+from foundation.metrics.quality import measures, qualities
+from foundation.tasks.card import RepeatedCv
+from foundation.tasks.folds import nested_folds, strata, stratified_folds
 from tests.evaluation.made_tasks import Toy
 
 N = 72

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from evaluation import quick
-from evaluation.tasks.guesses import guess_event, guess_label, guess_subject
-from evaluation.tasks.labels import TaskError
-from evaluation.tasks.matching import find_scans, match_names, path_column
-from evaluation.tasks.task import Task, load_task
+from foundation.tasks.guesses import guess_event, guess_label, guess_subject
+from foundation.tasks.labels import TaskError
+from foundation.tasks.matching import find_scans, match_names, path_column
+from foundation.tasks.task import Task, load_task
 from shards.phantom.cohort import write_subject
 from shards.pseudonym import load_key
 from shards.scan import read_scan

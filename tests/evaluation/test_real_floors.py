@@ -10,8 +10,8 @@ from evaluation.extraction.features import extract_all, pool_by_subject
 from evaluation.floors.registry import floor_candidates, floor_extractors
 from evaluation.probing.estimator import Candidate
 from evaluation.probing.protocols import evaluate
-from evaluation.statistics.metrics import measure
-from evaluation.tasks.task import Task, load_task
+from foundation.metrics.by_name import measure
+from foundation.tasks.task import Task, load_task
 
 pytestmark = pytest.mark.real
 

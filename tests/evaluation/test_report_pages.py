@@ -13,8 +13,8 @@ from evaluation.reporting.files import _rounded, json_text
 from evaluation.reporting.layout import StorePage
 from evaluation.reporting.pages import html_page, markdown_page
 from evaluation.reporting.tables.table import WARNING, Table
-from evaluation.statistics.metrics import METRICS_OF
 from evaluation.storing import store
+from foundation.metrics.by_name import METRICS_OF
 from tests.evaluation.report_reading import Rows, cell_of, csv_rows, pages_of, tables_of, those
 from tests.evaluation.report_store import MODELS, TASKS, make_store
 

@@ -13,10 +13,10 @@ from statsmodels.stats.multitest import multipletests
 
 from evaluation.reporting.layout import StorePage
 from evaluation.reporting.pages import html_page, markdown_page
-from evaluation.statistics.metrics import PRIMARY
 from evaluation.statistics.summary import Settings, summarise_task
 from evaluation.storing import store
 from evaluation.storing.rows import to_rows
+from foundation.metrics.by_name import PRIMARY
 from tests.evaluation.report_reading import Rows, cell_of, csv_rows, pages_of, tables_of, those
 from tests.evaluation.report_store import MODELS, SECRET, TASKS, make_store
 

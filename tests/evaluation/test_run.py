@@ -14,9 +14,9 @@ from evaluation.leakage.gate import LeakageError
 from evaluation.run import main
 from evaluation.scoring.config import EvaluationConfig
 from evaluation.scoring.inputs import ROOT, code_files, load_inputs
-from evaluation.statistics.metrics import measure
 from evaluation.storing import store
-from evaluation.tasks.labels import TaskError
+from foundation.metrics.by_name import measure
+from foundation.tasks.labels import TaskError
 from recipes.load import parse
 from shards.codec import source_digest
 from shards.pseudonym import load_key
@@ -199,9 +199,12 @@ def test_the_code_that_scores_are_made_by() -> None:
     scoring, statistics = (
         {path.relative_to(ROOT).as_posix() for path in files} for files in code_files()
     )
-    assert {"probing/linear.py", "statistics/rows.py", "storing/rows.py"} <= scoring
-    assert {"scoring/statistics.py", "storing/rows.py", "statistics/coverage.json"} <= statistics
-    assert not scoring & {"run.py", "bench/probes.py", "reporting/plots.py"}
+    own = {f"evaluation/{name}" for name in ("probing/linear.py", "storing/rows.py")}
+    assert own | {"foundation/metrics/rows.py", "foundation/tasks/labels.py"} <= scoring
+    own = {"scoring/statistics.py", "storing/rows.py", "statistics/coverage.json"}
+    assert {f"evaluation/{name}" for name in own} | {"foundation/metrics/binary.py"} <= statistics
+    others = {"run.py", "bench/probes.py", "reporting/plots.py"}
+    assert not scoring & {f"evaluation/{name}" for name in others}
 
 
 def test_a_backbone_that_saw_a_scored_subject_stops_the_run(place: Any, config: Any) -> None:

@@ -6,8 +6,8 @@ from lifelines.utils import concordance_index
 from sklearn import metrics
 from sklearn.preprocessing import label_binarize
 
-from evaluation.statistics import binary, survival
-from evaluation.statistics.metrics import (
+from foundation.metrics import binary, survival
+from foundation.metrics.by_name import (
     CHANCE_METRIC,
     KINDS,
     METRICS,
@@ -18,7 +18,7 @@ from evaluation.statistics.metrics import (
     decided,
     measure,
 )
-from evaluation.statistics.rows import StatisticsError, undefined_outputs
+from foundation.metrics.rows import StatisticsError, undefined_outputs
 
 
 def _binary(seed: int, n: int = 83, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:

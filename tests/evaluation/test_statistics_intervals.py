@@ -20,7 +20,7 @@ from evaluation.statistics.intervals import (
     interval,
     method_of,
 )
-from evaluation.statistics.metrics import measure
+from foundation.metrics.by_name import measure
 
 
 def _rows(seed: int, n: int = 47) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,6 @@ from evaluation.statistics import flips
 from evaluation.statistics.bootstrap import Draws, strata_of
 from evaluation.statistics.delong import midranks
 from evaluation.statistics.few_shot import area_under_curve, few_shot_curves
-from evaluation.statistics.metrics import METRICS, measure
 from evaluation.statistics.paired import (
     _normal_range,
     average_ranks,
@@ -24,6 +23,7 @@ from evaluation.statistics.paired import (
     permutation_p,
 )
 from evaluation.statistics.resampled import nadeau_bengio, training_spread
+from foundation.metrics.by_name import METRICS, measure
 
 N = 29
 

@@ -5,8 +5,6 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
 
-from evaluation.statistics import calibration, conformal
-from evaluation.statistics.binary import threshold_at_specificity
 from evaluation.statistics.reliability import (
     Shown,
     calibration_entry,
@@ -14,6 +12,8 @@ from evaluation.statistics.reliability import (
     decisions_at_specificity,
     risk_coverage_entry,
 )
+from foundation.metrics import calibration, conformal
+from foundation.metrics.binary import threshold_at_specificity
 
 
 def _binary(seed: int, n: int, *, too_sure: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ import pandas
 import pytest
 from sklearn.metrics import balanced_accuracy_score, recall_score
 
-from evaluation.statistics import calibration
 from evaluation.statistics.bootstrap import Draws, strata_of
 from evaluation.statistics.delong import paired_test
 from evaluation.statistics.few_shot import few_shot_curves
@@ -13,6 +12,7 @@ from evaluation.statistics.intervals import interval
 from evaluation.statistics.paired import compare
 from evaluation.statistics.summary import Settings, summarise_task
 from evaluation.storing.rows import to_rows
+from foundation.metrics import calibration
 
 SETTINGS = Settings(num_bootstraps=60, seed=0, num_permutations=99)
 COLUMNS = ("model", "protocol", "split", "subject", "output", "label", "event", "score")

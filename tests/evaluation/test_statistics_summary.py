@@ -9,12 +9,12 @@ import pandas
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from evaluation.statistics.binary import threshold_at_specificity
 from evaluation.statistics.delong import paired_test
-from evaluation.statistics.metrics import KINDS, METRICS_OF, PRIMARY, measure
-from evaluation.statistics.rows import StatisticsError
 from evaluation.statistics.summary import Settings, summarise_task
 from evaluation.storing.rows import to_rows
+from foundation.metrics.binary import threshold_at_specificity
+from foundation.metrics.by_name import KINDS, METRICS_OF, PRIMARY, measure
+from foundation.metrics.rows import StatisticsError
 
 FEW = Settings(num_bootstraps=60, seed=0, num_permutations=99)
 MODELS = {"mae": "backbone", "dino": "backbone", "volume": "floor", "majority": "floor"}

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 
 from evaluation.extraction.pictures import cohort_slices
-from evaluation.tasks.task import Task
+from foundation.tasks.task import Task
 
 PLAIN = {"floors": {"volume": None, "radiomics": None, "voxels": None}, "groups": []}
 

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import pytest
 
 from evaluation.scoring.config import EvaluationConfig
-from evaluation.tasks.card import TaskCard
 from foundation.recipe import PretrainConfig
+from foundation.tasks.card import TaskCard
 from recipes.load import Section, load
 from shards.build import BuildConfig
 from shards.sources.cohort import CohortConfig

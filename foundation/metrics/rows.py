@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics import multiclass
+from foundation.metrics import multiclass
 
 Floats = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def _check_binary(label: Floats, score: Floats, metric: str) -> None:
     if metric == "sensitivity_at_90_specificity" and not _is_yes_or_no(score):
         raise StatisticsError(
             f"{metric} takes decisions, 0 or 1, by a threshold chosen on validation; see "
-            "evaluation.statistics.binary.threshold_at_specificity"
+            "foundation.metrics.binary.threshold_at_specificity"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from evaluation.statistics.metrics import METRICS_OF, PRIMARY, Kind
+from foundation.metrics.by_name import METRICS_OF, PRIMARY, Kind
 from recipes.load import Section
 
 CLASSIFIED: tuple[Kind, ...] = ("binary", "multiclass", "ordinal", "retrieval")

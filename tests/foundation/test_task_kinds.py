@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.tasks.describe import describe_label
-from evaluation.tasks.labels import TaskError
-from evaluation.tasks.task import Task
+from foundation.tasks.describe import describe_label
+from foundation.tasks.labels import TaskError
+from foundation.tasks.task import Task
 from recipes.load import RecipeError
-from tests.evaluation.toy_cohort import COHORT, ToyCohort, number_of
+from tests.foundation.toy_cohort import COHORT, ToyCohort, number_of
 
 
 @pytest.fixture

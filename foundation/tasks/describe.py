@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from evaluation.tasks.card import OF_ONE_SUBJECT
+from foundation.tasks.card import OF_ONE_SUBJECT
 
 if TYPE_CHECKING:
-    from evaluation.tasks.task import Task
+    from foundation.tasks.task import Task
 
 
 def describe_split(task: "Task") -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.tasks.card import CLASSIFIED, TaskCard
+from foundation.tasks.card import CLASSIFIED, TaskCard
 from shards.sources.cohort import CohortRow
 
 Floats = NDArray[np.float64]

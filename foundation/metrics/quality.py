@@ -1,9 +1,11 @@
 """The primary metric of many candidates over the same subjects, for choosing one of them."""
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evaluation.probing.estimator import Floats
-from evaluation.statistics.metrics import METRICS, StatisticsError, measure
+from foundation.metrics.by_name import METRICS, StatisticsError, measure
+
+Floats = NDArray[np.float64]
 
 _PAIRS_AT_ONCE = 4_000_000
 

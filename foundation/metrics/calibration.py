@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics import binary, multiclass
+from foundation.metrics import binary, multiclass
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -8,10 +8,10 @@ import pytest
 
 from evaluation.scoring.record import task_notes
 from evaluation.scoring.statistics import _groups as stored_groups
-from evaluation.tasks.describe import count_groups, describe_label, groups_of
-from evaluation.tasks.labels import TaskError
+from foundation.tasks.describe import count_groups, describe_label, groups_of
+from foundation.tasks.labels import TaskError
 from recipes.load import RecipeError
-from tests.evaluation.toy_cohort import ToyCohort
+from tests.foundation.toy_cohort import ToyCohort
 
 
 @pytest.fixture

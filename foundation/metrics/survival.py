@@ -7,7 +7,7 @@ weight is (B, n), the result (B,).
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.binary import ratio, weighted_auroc
+from foundation.metrics.binary import ratio, weighted_auroc
 
 Floats = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from evaluation.tasks.task import Task, load_task
+from foundation.tasks.task import Task, load_task
 from shards.pseudonym import pseudonym
 
 KEY = b"k" * 32

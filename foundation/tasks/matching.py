@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation.tasks.labels import TaskError
+from foundation.tasks.labels import TaskError
 from shards.scan import ITK, NIFTI
 
 Value = str | int | float | None

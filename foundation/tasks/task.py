@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.tasks.card import TaskCard
-from evaluation.tasks.checks import check_enough
-from evaluation.tasks.labels import Labels, TaskError, is_labelled, read_labels
+from foundation.tasks.card import TaskCard
+from foundation.tasks.checks import check_enough
+from foundation.tasks.labels import Labels, TaskError, is_labelled, read_labels
 from recipes.load import digest, load
 from shards.pseudonym import pseudonym
 from shards.sources.cohort import SPLITS, Cohort, CohortRow, load_cohort

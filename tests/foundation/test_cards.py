@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from evaluation.statistics.metrics import KINDS
-from evaluation.tasks.card import TaskCard
-from evaluation.tasks.task import load_task
+from foundation.metrics.by_name import KINDS
+from foundation.tasks.card import TaskCard
+from foundation.tasks.task import load_task
 from recipes.load import load
 from shards.phantom.disease import LESION_LABELS
 from shards.phantom.subject import DISEASES

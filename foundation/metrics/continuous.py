@@ -8,8 +8,8 @@ result (B,).
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics.binary import ratio
-from evaluation.statistics.survival import concordant_share
+from foundation.metrics.binary import ratio
+from foundation.metrics.survival import concordant_share
 
 Floats = NDArray[np.float64]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.tasks.labels import TaskError
+from foundation.tasks.labels import TaskError
 from shards.sources.cohort import SPLITS
 
 if TYPE_CHECKING:
-    from evaluation.tasks.task import Task
+    from foundation.tasks.task import Task
 
 
 _LEAST = 4  # subjects that leave two in training, and cut these again

@@ -22,9 +22,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.statistics import binary, continuous, multiclass, survival
-from evaluation.statistics.rows import StatisticsError as StatisticsError
-from evaluation.statistics.rows import as_columns, check_rows
+from foundation.metrics import binary, continuous, multiclass, survival
+from foundation.metrics.rows import StatisticsError as StatisticsError
+from foundation.metrics.rows import as_columns, check_rows
 
 Floats = NDArray[np.float64]
 Weighted = Callable[[Floats, Floats, Floats], Floats]

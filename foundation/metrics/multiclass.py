@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.statistics import binary
-from evaluation.statistics.binary import LOG_FLOOR, ratio
+from foundation.metrics import binary
+from foundation.metrics.binary import LOG_FLOOR, ratio
 
 Floats = NDArray[np.float64]
 Weighted = Callable[[Floats, Floats, Floats], Floats]

@@ -3,9 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evaluation.probing.estimator import Floats, Rows
-from evaluation.tasks.card import RepeatedCv
+from foundation.tasks.card import RepeatedCv
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 INNER_FOLDS = 5
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from evaluation.tasks.guesses import Guess
-from evaluation.tasks.labels import TaskError
-from evaluation.tasks.matching import Match
+from foundation.tasks.guesses import Guess
+from foundation.tasks.labels import TaskError
+from foundation.tasks.matching import Match
 from shards.sources.cohort import SPLITS
 
 Value = str | int | float | None

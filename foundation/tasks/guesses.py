@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from evaluation.statistics.metrics import Kind
-from evaluation.tasks.labels import TaskError, class_order, is_number
+from foundation.metrics.by_name import Kind
+from foundation.tasks.labels import TaskError, class_order, is_number
 
 Value = str | int | float | None
 Columns = Mapping[str, Sequence[Value]]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from evaluation.tasks.task import Task, load_task
 from foundation.backbone import save_backbone
 from foundation.preprocessing import Preprocessing
+from foundation.tasks.task import Task, load_task
 from foundation.vit import VitConfig, build_vit
 from shards.pseudonym import load_key, pseudonym
 
