@@ -7,17 +7,8 @@ Started again, it goes on from the last whole checkpoint; finished, it says so. 
 Ctrl-C save first, and leave with code 75.
 """
 
-import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
-
-from foundation.checkpoint import CheckpointWriter, Keep, step_name
-from foundation.engine import deepspeed_dict, gradient_norm, poison, start_engine
-from foundation.log import RunLog
-from foundation.methods import Method
 from foundation.recipe import PretrainConfig
 from foundation.running.finish import publish
-from foundation.running.optimiser import set_groups
 from foundation.running.plan import Plan, announce, corpus_of, make_plan
 from foundation.running.ranks import (
     Ranks,
@@ -27,22 +18,10 @@ from foundation.running.ranks import (
     losing_a_rank_is_an_error,
     run_on_ranks,
 )
-from foundation.running.runs import CHECKPOINTS, LOG, RunState
-from foundation.running.saving import restore_optimiser, restore_weights, save_checkpoint
 from foundation.running.stopping import StopRequest
-from foundation.running.work import Job, first_method
-from foundation.vit import set_execution
-from foundation.watching.alarms import Alarm, stop_for
-from foundation.watching.checkup import Checkup
-from foundation.watching.diary import Diary
-from foundation.watching.finite import MicroBatch, agree
-from foundation.watching.guard import Guard, Update
+from foundation.running.work import Job, Pretraining
+from foundation.training import open_log, open_writer, train
 from foundation.watching.heartbeat import Heartbeat
-from foundation.watching.watch import start_alarms, start_checkup, start_guard
-from recipes.command import STOPPED
-from recipes.load import digest, to_yaml
-from shards.stream import crop_batches
-from shards.streaming.batch import CropBatch
 
 
 def main(config: PretrainConfig) -> None:
@@ -76,233 +55,29 @@ def pretrain(
     heartbeat: Heartbeat,
 ) -> None:
     """Build, train to the last step, publish."""
-    method = first_method(config, plan=plan)
+    work = Pretraining(config, plan)
+    method = work.first_method(plan.state)
     from_rank_zero(lambda: announce(config, plan=plan, ranks=ranks, method=method))
-    log, writer = None, None
-    if ranks.rank == 0:
-        log = RunLog(
-            config.folder / LOG,
-            start=plan.state.step,
-            wandb=config.log.wandb,
-            name=config.name,
-            recipe=config.model_dump(mode="json"),
-        )
-        keep = Keep(config.checkpoint.keep, every_steps=config.checkpoint.milestone_steps)
-        writer = CheckpointWriter(config.folder / CHECKPOINTS, keep=keep)
-    job = Job(config, plan, ranks, corpus_of(config), request, heartbeat, log, writer)
-    state = plan.state
-    while True:
-        guard = start_guard(config, state=state, log=log, writer=writer)
-        engine = start(job, method=method, state=state)
-        back = run_steps(job, engine=engine, guard=guard, state=state)
-        if back is None:
-            break
-        state = state._replace(step=back, checkpoint=job.checkpoints / step_name(back))
-        engine.destroy()
-        del engine, method  # a device may have no room for two
-        method = first_method(config, plan=plan)
-    from_rank_zero(lambda: publish(job, method=method))
-
-
-def start(job: Job, *, method: Any, state: RunState) -> Any:
-    """A DeepSpeed engine around the method, brought to where the run stands."""
-    config = job.config
-    if state.checkpoint is not None:
-        restore_weights(method, state.checkpoint)
-    method.to(job.ranks.device)
-    set_execution(
-        method,
-        compile_blocks=config.train.compile_blocks,
-        checkpoint_blocks=config.train.checkpoint_blocks,
-    )
-    settings = deepspeed_dict(
-        config.deepspeed,
-        micro_batch=job.plan.portions.micro_batch,
-        accumulation=job.plan.portions.accumulation,
-        world_size=job.ranks.world_size,
-        clip=config.optimiser.clip,
-        num_parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
-    )
-    engine = start_engine(
-        method,
-        groups=method.param_groups(config.optimiser.weight_decay, rates=config.optimiser.rates),
-        betas=config.optimiser.betas,
-        clip=config.optimiser.clip,
-        settings=settings,
-        timeout_s=config.train.timeout_s,
-    )
-    assert engine.train_batch_size() == config.train.global_batch, "an update sees its global batch"
-    if state.checkpoint is not None:
-        restore_optimiser(engine, state.checkpoint)
-    return engine
-
-
-def run_steps(job: Job, *, engine: Any, guard: Guard, state: RunState) -> int | None:
-    """Train from where the run stands, watched.
-
-    Returns:
-        The updates of the checkpoint that the run must go back to; None at the end.
-    """
-    config, ranks = job.config, job.ranks
-    method: Method = engine.module
-    checkup = start_checkup(
-        config,
-        method=method,
-        corpus=job.corpus,
-        scans=job.plan.pinned,
-        micro_batch=job.plan.portions.micro_batch,
-        ranks=ranks,
-    )
-    with Diary(
-        job.log,
-        alarms=start_alarms(config, method=method, log=job.log),
-        device=ranks.device,
-        start=state.step,
-        total=config.train.steps,
-        every_steps=config.log.every_steps,
-        global_batch=config.train.global_batch,
+    keeps = ranks.rank == 0
+    job = Job(
+        work=work,
+        config=config,
+        folder=config.folder,
+        portions=plan.portions,
+        shards_digest=plan.shards_digest,
+        crops=config.plan,
         tokens_per_scan=config.tokens_per_scan,
-        heartbeat=job.heartbeat,
-        prepare=method.prepare,
-    ) as diary:
-        return follow(
-            job, engine=engine, guard=guard, checkup=checkup, diary=diary, start=state.step
-        )
-
-
-def follow(
-    job: Job, *, engine: Any, guard: Guard, checkup: Checkup, diary: Diary, start: int
-) -> int | None:
-    """The loop, the same for every method. ``step`` counts updates from 0.
-
-    Returns:
-        The updates of the checkpoint that the run must go back to; None at the end.
-    """
-    config, ranks, accumulation = job.config, job.ranks, job.plan.portions.accumulation
-    method: Method = engine.module
-    seen: list[MicroBatch] = []
-    passed = guard.ladder.passed
-    batches = stream(job, first=start + passed, last=config.train.steps + passed)
-    for micro_step, batch in enumerate(batches, start=start * accumulation):
-        step = micro_step // accumulation
-        diary.begin("forward", step=step)
-        set_schedules(config, engine=engine, step=step, lr_scale=guard.ladder.lr_scale(step))
-        loss, metrics = engine(batch.to(ranks.device), step)
-        diary.begin("backward", step=step)
-        engine.backward(poison(loss))
-        diary.begin("optimiser", step=step)
-        diary.watch.add("decode", batch.decode_s)
-        seen.append(MicroBatch({**metrics, "loss": loss.detach()}, batch.keys, batch.read_s))
-        updates = engine.is_gradient_accumulation_boundary()  # asked before step() counts on
-        engine.step()
-        if not updates:
-            diary.begin("wait", step=step)
-            continue
-        agreed = agree(seen, stop=job.request.asked is not None)
-        update = Update(step + 1, agreed.means["loss"], gradient_norm(engine), [], seen)
-        if update.applied:
-            method.after_update(step)
-            diary.begin("health", step=step)
-            means = agreed.means | checkup.after(update.done)
-            diary.begin("log", step=step)
-            alarms = write_line(
-                job, diary, engine=engine, update=update, means=means, passed=passed
-            )
-            update = update._replace(alarms=alarms)
-        back = guard.after(update)
-        if back is not None:
-            return back
-        seen.clear()
-        diary.begin("checkpoint", step=step)
-        save(job, engine=engine, guard=guard, done=update.done, stopping=agreed.stop)
-        if agreed.stop and update.done < config.train.steps:
-            leave_stopped(job, done=update.done)
-        diary.begin("wait", step=step + 1)
-    return None
-
-
-def stream(job: Job, *, first: int, last: int) -> Iterator[CropBatch]:
-    """The micro batches of this rank, from that of update ``first`` up to ``last``."""
-    config, ranks = job.config, job.ranks
-    return crop_batches(
-        job.corpus,
-        plan=config.plan,
-        micro_batch=job.plan.portions.micro_batch,
-        seed=config.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        start_position=first * config.train.global_batch,
-        stop_position=last * config.train.global_batch,
-        num_workers=config.train.workers,
+        ranks=ranks,
+        corpus=corpus_of(config),
         max_damaged=config.reading.max_damaged,
         timeout_s=config.reading.timeout_s,
+        request=request,
+        heartbeat=heartbeat,
+        log=open_log(config, folder=config.folder, start=plan.state.step) if keeps else None,
+        writer=open_writer(config, folder=config.folder) if keeps else None,
     )
-
-
-def set_schedules(config: PretrainConfig, *, engine: Any, step: int, lr_scale: float) -> None:
-    """Learning rate, weight decay and the frozen last layer of update ``step``."""
-    total = config.train.steps
-    lr = config.optimiser.lr_at(step, total=total, global_batch=config.train.global_batch)
-    set_groups(
-        engine.optimizer.param_groups,
-        lr=lr * lr_scale,
-        weight_decay=config.optimiser.weight_decay_at(step, total=total),
-        freeze_last_layer=step < engine.module.freeze_last_layer_steps,
-    )
-
-
-def write_line(
-    job: Job, diary: Diary, *, engine: Any, update: Update, means: dict[str, float], passed: int
-) -> list[Alarm]:
-    """Note an update; the alarms it gives, on every rank."""
-    config = job.config
-    scans = (update.done + passed) * config.train.global_batch
-    alarms = diary.enter(
-        update.done,
-        means=means,
-        norm=update.norm,
-        group=engine.optimizer.param_groups[0],
-        seen=update.seen,
-        epochs=job.corpus.epochs_seen(scans, per_scan=config.reading.crops_per_scan),
-    )
-    if config.health.on_alarm == "warn" or not diary.is_due(update.done):
-        return []
-    alarms = from_rank_zero(lambda: alarms)
-    if config.health.on_alarm == "stop":
-        stop_for(alarms)
-    return alarms
-
-
-def save(job: Job, *, engine: Any, guard: Guard, done: int, stopping: bool) -> None:
-    """Write a checkpoint where one is due, or the run is about to stop."""
-    config = job.config
-    is_last = done == config.train.steps or stopping
-    if done % config.checkpoint.every_steps and not is_last:
-        return
-    if job.log:
-        job.log.sync()
-    save_checkpoint(
-        job.writer,
-        engine=engine,
-        step=done,
-        state={
-            "position": (done + guard.ladder.passed) * config.train.global_batch,
-            "recipe_digest": digest(config),
-            "shards_digest": job.plan.shards_digest,
-            "healthy": guard.ladder.is_healthy(done),
-            "recent_losses": guard.spikes.recent,
-        },
-        recipe=to_yaml(config),
-        background=config.checkpoint.background and not is_last,
-    )
-
-
-def leave_stopped(job: Job, *, done: int) -> NoReturn:
-    """End every rank with the code that says: saved, start me again."""
-    if job.log is not None:
-        job.log.close()
-        print(f"stopped after {done} steps, saved; the same command goes on from there", flush=True)
-    sys.exit(STOPPED)
+    method = train(job, method=method, state=plan.state)
+    from_rank_zero(lambda: publish(work, job=job, method=method))
 
 
 if __name__ == "__main__":

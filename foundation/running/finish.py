@@ -15,7 +15,7 @@ from foundation.running.job import device_name
 from foundation.running.provenance import provenance_of
 from foundation.running.runs import BACKBONE, LOG, PICTURES
 from foundation.running.saving import restore_weights
-from foundation.running.work import Job, first_method
+from foundation.running.work import Job, Pretraining
 from foundation.watching.pictures import save_reconstructions
 from recipes.load import digest
 from shards.stream import crop_batches
@@ -25,12 +25,12 @@ from shards.streaming.corpus import Corpus
 _NUM_PICTURES = 6
 
 
-def publish(job: Job, *, method: Any) -> None:
+def publish(work: Pretraining, *, job: Job, method: Any) -> None:
     """Pictures, then the backbone: where that folder is, the run is finished."""
-    config, ranks, corpus = job.config, job.ranks, job.corpus
+    config, ranks, corpus = work.config, job.ranks, job.corpus
     assert job.log is not None, "rank 0 keeps the log"
     if config.deepspeed.stage == 3:
-        method = method_of_checkpoint(job)
+        method = method_of_checkpoint(work, job=job)
     if isinstance(method, Mae):
         save_reconstructions(
             config.folder / PICTURES,
@@ -62,11 +62,11 @@ def publish(job: Job, *, method: Any) -> None:
     print(f"backbone: {config.folder / BACKBONE}", flush=True)
 
 
-def method_of_checkpoint(job: Job) -> Any:
+def method_of_checkpoint(work: Pretraining, *, job: Job) -> Any:
     """The method whole in this process, as the last checkpoint holds it."""
     last = newest_checkpoint(job.checkpoints, say=print)
     assert last is not None, "the last step was saved"
-    method: Any = first_method(job.config, plan=job.plan)
+    method: Any = work.first_method(work.plan.state)
     restore_weights(method, last)
     return method.to(job.ranks.device)
 

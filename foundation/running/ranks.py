@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ Value = TypeVar("Value")
 Schema = TypeVar("Schema", bound=Section)
 
 _LEADER_SPEAKS_S = 2.0
+_PATIENCE = timedelta(days=30)
 
 
 class LostRank(ValueError):
@@ -97,6 +98,10 @@ def from_rank_zero(decide: Callable[[], Value]) -> Value:
     A ValueError or OSError it raises ends the job: rank 0 raises it, the others leave without a
     word (the same line from every rank helps nobody).
     """
+    return _from_rank_zero(decide, group=None)
+
+
+def _from_rank_zero(decide: Callable[[], Value], *, group: Any) -> Value:
     box: list[Value | None] = [None]
     failure: ValueError | OSError | None = None
     if dist.get_rank() == 0:
@@ -105,12 +110,21 @@ def from_rank_zero(decide: Callable[[], Value]) -> Value:
         except (ValueError, OSError) as error:
             failure = error
     note = [failure is not None, *box]
-    dist.broadcast_object_list(note, src=0, device=torch.device("cpu"))
+    dist.broadcast_object_list(note, src=0, group=group, device=torch.device("cpu"))
     if failure is not None:
         raise failure
     if note[0]:
         leave_quietly()
     return note[1]  # type: ignore[return-value]
+
+
+def patiently_from_rank_zero(decide: Callable[[], Value]) -> Value:
+    """:func:`from_rank_zero` for what may take days; the others wait however long that is."""
+    group = dist.new_group(timeout=_PATIENCE, backend="gloo")
+    try:
+        return _from_rank_zero(decide, group=group)
+    finally:
+        dist.destroy_process_group(group)
 
 
 def leave_quietly() -> NoReturn:

@@ -81,6 +81,7 @@ def open_run(
     begun: Mapping[str, Any] | None = None,
     resume: ResumeConfig,
     say: Callable[[str], None],
+    result: str = BACKBONE,
 ) -> RunState:
     """Find out where the run stands, and begin it if it is new.
 
@@ -92,6 +93,7 @@ def open_run(
         resume: Whether a run of another recipe goes on, is moved aside to ``NAME.1`` and so on, or
             is refused.
         say: Told what is skipped, moved or changed.
+        result: File or folder that is there once the run is finished.
 
     Raises:
         RunError: The folder holds a run of another recipe, other shards or other first weights,
@@ -103,13 +105,13 @@ def open_run(
         **({"initialised_from": begun} if begun else {}),
     }
     if (folder / RUN).is_file():
-        finished = (folder / BACKBONE).is_dir()
+        finished = (folder / result).exists()
         changes = list(_changes(read_run(folder), now=facts))
         matter = [each for each in changes if not _is_allowed(each.name, resume.allow_changes)]
         if not matter:
             state = _standing(folder, finished=finished and not changes, say=say)
             if changes:
-                _take_over(folder, changes, facts=facts, step=state.step, say=say)
+                _take_over(folder, changes, facts=facts, step=state.step, say=say, result=result)
                 if any(each.name == _MICRO_BATCH for each in changes):
                     state = state._replace(group=None)
             return state
@@ -124,7 +126,7 @@ def open_run(
         aside = numbered(folder)
         folder.rename(aside)
         say(f"moved the run of another recipe to {aside} ({told})")
-    elif (folder / BACKBONE).exists() or (folder / CHECKPOINTS).exists():
+    elif (folder / result).exists() or (folder / CHECKPOINTS).exists():
         raise RunError(f"{folder}: has no {RUN}, so its run is unknown; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
     _write_run(folder, facts)
@@ -174,16 +176,17 @@ def _take_over(
     facts: Mapping[str, Any],
     step: int,
     say: Callable[[str], None],
+    result: str,
 ) -> None:
     """Make the changed recipe the run's own, and write down since when.
 
-    The backbone of a run that was finished moves aside: where there is one, a run is finished.
+    The result of a run that was finished moves aside: where there is one, a run is finished.
     """
     before = read_run(folder)
-    if (folder / BACKBONE).exists():
-        aside = numbered(folder / BACKBONE)
-        (folder / BACKBONE).rename(aside)
-        say(f"moved the backbone of before to {aside}")
+    if (folder / result).exists():
+        aside = numbered(folder / result)
+        (folder / result).rename(aside)
+        say(f"moved the {result} of before to {aside}")
     entry = {"step": step, "fields": {each.name: [each.was, each.now] for each in changes}}
     entries = [*before.get("changes", []), entry]
     _write_run(folder, {**before, **facts, "changes": entries})

@@ -1,6 +1,6 @@
 """Embed the pinned scans now and then, while the backbone is trained, and measure the features."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,15 @@ class Checkup:
         self._every_steps = every_steps
         self._device = device
         self._precision = precision
+
+    @property
+    def is_over(self) -> bool:
+        """Never: a run is rolled back or stopped by its alarms, not ended by what is measured."""
+        return False
+
+    def kept(self) -> dict[str, Any]:
+        """Nothing: what is measured depends on the weights alone."""
+        return {}
 
     def after(self, done: int) -> dict[str, float]:
         """The monitors, where a check is due after ``done`` updates; a collective call.

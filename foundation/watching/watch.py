@@ -1,5 +1,7 @@
 """What a recipe makes of a run's health: the checkups that are due, the alarms that are heeded."""
 
+from pathlib import Path
+
 from foundation.checkpoint import CheckpointWriter, read_state
 from foundation.log import RunLog, read_log
 from foundation.mae import Mae
@@ -7,6 +9,7 @@ from foundation.methods import Method
 from foundation.recipe import PretrainConfig
 from foundation.running.ranks import Ranks
 from foundation.running.runs import LOG, RunState
+from foundation.safety import SafetyConfig
 from foundation.watching.alarms import Alarms
 from foundation.watching.checkup import Checkup
 from foundation.watching.guard import Guard
@@ -64,20 +67,22 @@ def start_alarms(config: PretrainConfig, *, method: Method, log: RunLog | None) 
 
 
 def start_guard(
-    config: PretrainConfig,
+    config: SafetyConfig,
     *,
+    folder: Path,
     state: RunState,
+    rolls_back_on_collapse: bool,
     log: RunLog | None,
     writer: CheckpointWriter | None,
 ) -> Guard:
     """Goes on with the incidents of the run up to where it stands."""
     kept = read_state(state.checkpoint) if state.checkpoint else {}
     return Guard(
-        config.safety,
-        folder=config.folder,
+        config,
+        folder=folder,
         step=state.step,
         recent_losses=kept.get("recent_losses", []),
-        rolls_back_on_collapse=config.health.on_alarm == "roll_back",
+        rolls_back_on_collapse=rolls_back_on_collapse,
         writer=writer,
         log=log,
     )
