@@ -85,6 +85,8 @@ class BuildConfig(Section):
         sources = []
         for source in self.sources:
             about = source.model_dump(mode="json", exclude={"cohort"})
+            if not source.with_mask:
+                del about["with_mask"]  # younger than most shards, whose digest it shall not change
             cohort = load(source.cohort, CohortConfig) if source.cohort else None
             sources.append([about, cohort and cohort.model_dump(mode="json")])
         return digest([self.model_dump(mode="json", include=kept), sources])

@@ -43,13 +43,23 @@ def provenance_of(
         "hours": wall_s / 3600,
         "world_size": world_size,
         "device": device,
-        "finished": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "finished": finished_today(),
         "recipe_digest": recipe_digest,
-        "versions": {package: _version(package) for package in ("scanfm", "torch", "deepspeed")},
+        "versions": versions(),
         "shards": shards_of(corpus),
         **seen_in(corpus.readers),
     }
     return with_beginning(provenance, begun) if begun else provenance
+
+
+def finished_today() -> str:
+    """The date, in UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def versions() -> dict[str, str]:
+    """Of what computed the weights."""
+    return {package: _version(package) for package in ("scanfm", "torch", "deepspeed")}
 
 
 def seen_in(readers: Sequence[ShardReader]) -> dict[str, list[str]]:

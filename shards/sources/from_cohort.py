@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from shards.sources.source import SourceConfig
 
 Cell = str | int | float | None
+MASK = "mask"
+"""What shards call a cohort's only mask."""
 _ABSENT = "absent"  # in place of a time
 
 
@@ -40,7 +42,10 @@ def cohort_files(config: "SourceConfig", listing: Listing) -> list[FileInfo]:
     table = paths.info(cohort.config.file)
     found = {table.name: table}
     for row in rows:
-        for where in (*(row.sequences or {VOLUME: row.scan}).values(), *row.masks.values()):
+        for where in (
+            *(row.sequences or {VOLUME: row.scan}).values(),
+            *_masks(row, config).values(),
+        ):
             found |= {one.name: one for one in paths.files(where)}
     return list(found.values())
 
@@ -93,10 +98,9 @@ def _input(row: CohortRow, config: "SourceConfig", paths: _Paths, place: int) ->
     sequences = row.sequences or {VOLUME: row.scan}
     modalities = row.modalities or {VOLUME: row.modality}
     parts = tuple(paths.part(name, where, modalities[name]) for name, where in sequences.items())
-    masks = tuple(paths.part(name, where, None) for name, where in row.masks.items())
-    files = [
-        one for where in (*sequences.values(), *row.masks.values()) for one in paths.files(where)
-    ]
+    named = _masks(row, config)
+    masks = tuple(paths.part(name, where, None) for name, where in named.items())
+    files = [one for where in (*sequences.values(), *named.values()) for one in paths.files(where)]
     values = {column: row.values[column] for column in config.metadata}
     name = f"{row.subject}\0{parts[0].where}"
     about = [list(part) for part in (*parts, *masks)]
@@ -111,8 +115,14 @@ def _input(row: CohortRow, config: "SourceConfig", paths: _Paths, place: int) ->
         split=row.split,
         values=values,
         visit=row.visit,
-        verdict=_verdict({**sequences, **row.masks}, paths),
+        verdict=_verdict({**sequences, **named}, paths),
     )
+
+
+def _masks(row: CohortRow, config: "SourceConfig") -> dict[str, str]:
+    """What goes into the shards beside the row's scans, by name."""
+    own = {MASK: row.mask} if config.with_mask and row.mask is not None else {}
+    return {**own, **row.masks}
 
 
 def _verdict(

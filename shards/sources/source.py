@@ -51,6 +51,9 @@ class SourceConfig(Section):
         default_factory=list,
         description="columns of the cohort, or of the JSON in tars, that go into the shards",
     )
+    with_mask: bool = Field(
+        default=False, description="the cohort's mask goes into the shards too, as mask"
+    )
     name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_]*$")
     modality: Literal["CT", "MR", "PT", "OT"] | None = None
     licence: str | None = None
@@ -81,8 +84,8 @@ class SourceConfig(Section):
             raise ValueError("a cohort brings its own name, modality, licence and source")
         if self.cohort is None and None in described:
             raise ValueError("dicom, images and webdataset need a name, a licence and a source")
-        if self.cohort is None and (self.splits or self.where):
-            raise ValueError("splits and where choose rows of a cohort")
+        if self.cohort is None and (self.splits or self.where or self.with_mask):
+            raise ValueError("splits, where and with_mask are of a cohort's rows")
         if self.spacing_mm is not None and self.max_anisotropy is not None:
             raise ValueError("give spacing_mm or max_anisotropy, not both")
         return self

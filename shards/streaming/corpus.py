@@ -1,6 +1,7 @@
 """Several folders of shards as one endless stream of scans, and what each gave of it so far."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ from shards.streaming.reading import FolderConfig
 UNKNOWN = "unknown"
 """Stands for a sample without a value in the column that is balanced."""
 OWN_COLUMNS = ("modality", "source", "split")
+
+Boxed = tuple[tuple[int, int], ...]
+"""[start, stop) along each axis, in voxels of a sample."""
 
 
 class Source(NamedTuple):
@@ -47,10 +51,17 @@ class Corpus:
     """
 
     def __init__(
-        self, readers: Sequence[ShardReader], sources: Sequence[Source], *, seed: int, excluded: int
+        self,
+        readers: Sequence[ShardReader],
+        sources: Sequence[Source],
+        *,
+        seed: int,
+        excluded: int,
+        boxes: Mapping[str, Boxed] | None = None,
     ) -> None:
         """See :func:`open_corpus`."""
         self.readers, self.sources, self.excluded = list(readers), list(sources), excluded
+        self._boxes = boxes or {}
         self._mixture = Mixture([source.weight for source in sources], seed=seed)
         self._orders = [
             Order(len(source.indices), seed=seed, name=str(number))
@@ -72,7 +83,9 @@ class Corpus:
 
     def sample(self, drawn: Drawn) -> Sample:
         """What was drawn."""
-        return self.sources[drawn.source].reader.samples[drawn.sample]
+        found = self.sources[drawn.source].reader.samples[drawn.sample]
+        box = self._boxes.get(found.key)
+        return found if box is None else replace(found, foreground_box=box)
 
     def epochs_seen(self, position: int, *, per_scan: int = 1) -> dict[str, float]:
         """Passes over each source in the crops before ``position``; exact, replacements included.
@@ -96,6 +109,8 @@ def open_corpus(
     plan: CropPlan,
     seed: int,
     cache: CacheConfig | None = None,
+    subjects: Collection[str] | None = None,
+    boxes: Mapping[str, Boxed] | None = None,
 ) -> Corpus:
     """Open every folder.
 
@@ -107,6 +122,8 @@ def open_corpus(
         plan: Names the sequences and masks.
         seed: Of the order.
         cache: For shards at a URL.
+        subjects: Pseudonyms of those that are drawn; None: all.
+        boxes: By a sample's key, what crops are centred in instead of its foreground.
 
     Raises:
         ValueError: No shards there; a sequence, mask or column that no sample has; a source without
@@ -114,7 +131,7 @@ def open_corpus(
     """
     readers = [ShardReader(folder.folder, cache=cache) for folder in folders]
     surveys = [
-        _survey(reader, plan=plan, column=folder.balance)
+        _survey(reader, plan=plan, column=folder.balance, subjects=subjects)
         for reader, folder in zip(readers, folders, strict=True)
     ]
     places = ", ".join(map(str, readers))
@@ -134,8 +151,8 @@ def open_corpus(
         for each in zip(_names(readers), readers, surveys, weights, strict=True)
         for source in _sources(*each)
     ]
-    excluded = sum(map(len, readers)) - sum(len(each.indices) for each in surveys)
-    return Corpus(readers, sources, seed=seed, excluded=excluded)
+    excluded = sum(each.excluded for each in surveys)
+    return Corpus(readers, sources, seed=seed, excluded=excluded, boxes=boxes)
 
 
 class _Survey(NamedTuple):
@@ -148,10 +165,19 @@ class _Survey(NamedTuple):
     sequences: set[str]
     """of all samples"""
     masks: set[str]
+    excluded: int
+    """samples of wanted subjects without any of the wanted sequences"""
 
 
-def _survey(reader: ShardReader, *, plan: CropPlan, column: str | None) -> _Survey:
+def _survey(
+    reader: ShardReader,
+    *,
+    plan: CropPlan,
+    column: str | None,
+    subjects: Collection[str] | None,
+) -> _Survey:
     indices: list[int] = []
+    excluded = 0
     values: list[str] = []
     sequences: set[str] = set()
     masks: set[str] = set()
@@ -161,7 +187,10 @@ def _survey(reader: ShardReader, *, plan: CropPlan, column: str | None) -> _Surv
         sequences.update(names)
         masks.update(scan["masks"])
         columns.update(scan["values"])
+        if subjects is not None and scan["subject"] not in subjects:
+            continue
         if not any(name in names for name in plan.sequences):
+            excluded += 1
             continue
         indices.append(index)
         if column is not None:
@@ -178,7 +207,7 @@ def _survey(reader: ShardReader, *, plan: CropPlan, column: str | None) -> _Surv
             f"{', '.join(sorted(sequences)) or 'no sample'}"
         )
     found = np.array(indices, dtype=np.int32)
-    return _Survey(found, values if column is not None else None, sequences, masks)
+    return _Survey(found, values if column is not None else None, sequences, masks, excluded)
 
 
 def column_value(scan: Mapping[str, Any], column: str) -> Any:

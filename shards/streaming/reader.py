@@ -99,6 +99,14 @@ class ShardReader:
         volume, _ = self.read_crop(index, start=(0, 0, 0), shape=shape, sequence=sequence)
         return volume
 
+    def read_mask(self, index: int, *, mask: str) -> np.ndarray:
+        """A mask of a sample, whole: (D, H, W) uint8, verified."""
+        sample = self.samples[index]
+        (crop,), _ = self.read_crops(
+            sample, boxes=[Box((0, 0, 0), sample.shape)], sequences=[], masks=[mask]
+        )
+        return crop.masks[mask]
+
     def read_crop(
         self,
         index: int,
