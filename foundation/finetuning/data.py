@@ -20,6 +20,7 @@ from shards.build import BuildConfig
 from shards.build import main as build
 from shards.index import VOLUME
 from shards.measure.similar import DuplicatePolicy
+from shards.policy import LENIENT
 from shards.scan import Scan
 from shards.sources.from_cohort import MASK
 from shards.sources.source import SourceConfig
@@ -92,6 +93,7 @@ def recipe_of(config: FinetuneConfig, task: Task, *, preprocessing: Preprocessin
         splits=["train", "val"] if card.protocol.split else None,
         where={name: list(cells) for name, cells in card.where.items()},
         spacing_mm=preprocessing.spacing_mm,
+        policy=LENIENT,  # whoever gave a scan a label wants it read
         with_mask=card.kind == "segmentation" and card.label.mask is None,
     )
     name = task.cohort.config.name
