@@ -1,13 +1,14 @@
-"""Score frozen backbones and floors on tasks, and store every prediction and statistic.
+"""Score frozen backbones, fine-tuned networks and floors, and store predictions and statistics.
 
     python -m evaluation.run recipes/evaluation/demo.yaml
     python -m evaluation.run recipes/evaluation/real.yaml test=open
     python -m foundation.launch 4 evaluation.run recipes/evaluation/real.yaml
 
-Choices are made on validation. The test split is read only with ``test=open``, and each opening of
-a recipe is one line in the ledger. Features, scores and statistics are each made again only when
-what they are made of changes; a killed run goes on where it stopped. With several processes,
-features are extracted together and the first one goes on to score them.
+Choices are made on validation; fine-tuned networks are applied as they are. The test split is read
+only with ``test=open``, and each opening of a recipe is one line in the ledger. Features, scores
+and statistics are each made again only when what they are made of changes; a killed run goes on
+where it stopped. With several processes, features are extracted together and the first one goes on
+to score them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from evaluation.backbones.lines import run_of, source_of
 from evaluation.extraction.pictures import cohort_slices, reconstructions
 from evaluation.extraction.sharing import Share, decide, join_share, leave_to_first
+from evaluation.finetuned.scores import score_trained
 from evaluation.scoring.candidates import candidates
 from evaluation.scoring.config import EvaluationConfig
 from evaluation.scoring.gate import GATE, Gate
@@ -47,11 +49,11 @@ def main(config: EvaluationConfig) -> None:
         leave_to_first(share)
         print(f"up to date: {folder}", flush=True)
         return
-    fill_features(inputs, folder=folder / FEATURES, share=share)
+    is_open = config.test == "open"
+    fill_features(inputs, open_test=is_open, folder=folder / FEATURES, share=share)
     leave_to_first(share)
     gate = Gate(config, folder=folder)
     gate.check_scans(inputs, features=folder / FEATURES)
-    is_open = config.test == "open"
     notes = [announce(config, recipe_digest=inputs.recipe_digest)] if is_open else []
     with drafted(folder) as draft:
         features = Gathered(inputs.entries, folder=folder / FEATURES)
@@ -85,6 +87,8 @@ def _load(config: EvaluationConfig, share: Share) -> Inputs:
         print(f"reads   {len(config.tasks)} tasks under {config.data_root}", flush=True)
         for name, line in config.backbones.items():
             print(f"reads   backbone {name}: {source_of(line)}", flush=True)
+        for name, where in config.finetuned.items():
+            print(f"reads   fine-tuned {name}: {where}", flush=True)
         folder = config.out / config.name
         print(f"writes  {folder}", flush=True)
         load()
@@ -119,9 +123,16 @@ def _score(
         folder=folder / FEATURES,
     )
     shuffled = gate.check_models(task, models, inputs)
-    scores = score_task(
-        task, models, how=_how(config, task), made_from=inputs.made_from(task), folder=folder
+    how = _how(config, task)
+    scores = score_task(task, models, how=how, made_from=inputs.made_from(task), folder=folder)
+    trained = score_trained(
+        task,
+        inputs.lines.of(task),
+        open_test=how.open_test,
+        folder=folder / FEATURES,
+        device=inputs.device,
     )
+    scores = scores.beside(trained)
     statistics = store_task(
         task,
         scores,
@@ -164,7 +175,10 @@ def _run_content(
         entries=inputs.entries,
         digests={"recipe_digest": inputs.recipe_digest, "inputs_digest": inputs.inputs_digest},
         selections=[one for each in scored for one in each.scores.selections],
-        skipped=[one for each in scored for one in each.scores.skipped],
+        skipped=[
+            *(one for each in scored for one in each.scores.skipped),
+            *(one for task in inputs.tasks for one in inputs.lines.skipped(task)),
+        ],
         notes=notes,
     )
 

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foundation.artefact.finding import find_backbone
 from foundation.artefact.golden import GOLDEN_TOLERANCE
 from foundation.artefact.layout import BackboneError
-from foundation.artefact.reading import read_artefact
+from foundation.artefact.loading import load_artefact
 from foundation.artefact.report import LoadReport
 from foundation.artefact.saving import save_backbone
 from foundation.artefact.versions import SCHEMA_VERSION
@@ -111,7 +110,7 @@ class Backbone(nn.Module):
 def load_backbone(
     where: str | Path, *, device: str = "cpu", say: Callable[[str], None] | None = None
 ) -> Backbone:
-    """Load and check a published backbone.
+    """Load and check a published backbone; of a fine-tuned model without its head.
 
     Args:
         where: A folder ``backbone/``, an archive of one (.tar, .zip), ``hf://org/name@revision``,
@@ -124,28 +123,7 @@ def load_backbone(
         BackboneError: Missing or damaged files, a newer schema version, tensors that do not fit
             the config, an embedding that does not come out as stored, or no such device.
     """
-    _check_device(device)
-    found = find_backbone(where, say=say or _quiet)
-    artefact = read_artefact(found.folder)
-    if found.digest not in (None, artefact.digest):
-        raise BackboneError(
-            f"{where}: the index says digest {found.digest[:16]}, the backbone there has "
-            f"{artefact.digest[:16]}; it is another one, or the index is out of date"
-        )
-    report = LoadReport(
-        where=str(where),
-        folder=found.folder,
-        came=found.came,
-        digest=artefact.digest,
-        version=artefact.version,
-        vit_config=artefact.vit_config,
-        num_tensors=artefact.num_tensors,
-        num_parameters=sum(each.numel() for each in artefact.vit.state_dict().values()),
-        golden_error=artefact.golden_error,
-        preprocessing=artefact.preprocessing,
-    )
-    if say is not None:
-        say(str(report))
+    artefact, report = load_artefact(where, device=device, say=say)
     return Backbone(
         artefact.vit,
         preprocessing=artefact.preprocessing,
@@ -153,19 +131,6 @@ def load_backbone(
         provenance=artefact.provenance,
         loaded=report,
     ).to(device)
-
-
-def _quiet(_line: str) -> None:
-    pass
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    # torch tells of a device that is not there in three types; the first sentence says enough.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise BackboneError(f"device {device!r} cannot be used ({reason})") from None
 
 
 def random_backbone(vit_config: VitConfig, *, preprocessing: Preprocessing, seed: int) -> Backbone:

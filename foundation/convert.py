@@ -62,6 +62,12 @@ def convert(where: str | Path, *, to: str, out: Path, modality: str | None = Non
     write = _writer(to, modality=modality)
     print(f"reads   {where}\nwrites  {out}", flush=True)
     backbone = load_backbone(where)
+    if backbone.loaded is not None and backbone.loaded.predicts is not None:
+        raise ConvertError(
+            f"{where}: is a fine-tuned model, and its head cannot be converted: it looks at a "
+            f"whole scan and not at a window; apply it with foundation.predict, or convert the "
+            f"backbone it began from"
+        )
     draft = fresh_folder(out)
     try:
         path = draft / out.name

@@ -21,16 +21,17 @@ A row is named by the scan's path below SCANS: keep names of patients out of you
 import argparse
 from pathlib import Path
 
-from foundation.embedding.job import EmbedJob, run_job
+from foundation.embedding.job import ScansJob
+from foundation.embedding.scans import embed_scans
+from foundation.embedding.words import add_scans_words
 from recipes.command import errors_in_one_line
-from shards.scan import MODALITIES
 
 
 def main() -> None:
     """Read the command line and embed."""
     words = _parser().parse_args()
     with errors_in_one_line():
-        run_job(EmbedJob(**vars(words)))
+        embed_scans(ScansJob(**vars(words)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,18 +39,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("backbone", help="a folder, or whatever else load_backbone takes")
-    add("scans", type=Path)
-    add("--out", type=Path, required=True, help="features.parquet, .csv or .npz")
-    add("--dense", type=Path, metavar="FOLDER", help="also write token maps as NIfTI")
+    add("where", metavar="BACKBONE", help="a folder, or whatever else load_backbone takes")
+    add_scans_words(parser, out="features.parquet, .csv or .npz")
+    add("--dense", dest="files", type=Path, metavar="FOLDER", help="also write token maps as NIfTI")
     add("--per", choices=("scan", "subject"), default="scan", help="a subject's row is a mean")
-    add("--allow-uncovered", action="store_true", help="embed and mark, instead of refusing")
-    add("--modality", choices=MODALITIES, help="of image files, which do not tell")
-    add("--subject", metavar="PATTERN", help="regular expression: finds the subject in a path")
-    add("--data-root", type=Path, help="of a cohort (data), or of a table (its own folder)")
-    add("--pseudonym-key", type=Path, metavar="FILE", help="name rows by keyed pseudonyms")
-    add("--namespace", metavar="NAME", help="of pseudonyms: a source's name gives its shards'")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     return parser
 
 

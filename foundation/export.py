@@ -18,8 +18,8 @@ from pydantic import Field
 from foundation.artefact.checkpoints import Trained, TrainedError, read_trained
 from foundation.artefact.curve import loss_curve
 from foundation.artefact.layout import PROVENANCE, SUMS
-from foundation.artefact.reading import read_json
 from foundation.artefact.saving import save_backbone
+from foundation.artefact.texts import read_json
 from foundation.backbone import Backbone, load_backbone
 from foundation.beginning.initial import kept_beginning
 from foundation.checkpoint import step_name

@@ -139,7 +139,7 @@ class Crops(NamedTuple):
 
 
 class VitOutput(NamedTuple):
-    """What a backbone tells of a batch, after the final norm."""
+    """What a backbone tells of a batch; after the final norm, where nothing else is said."""
 
     cls_token: Tensor
     """(B, E)"""
@@ -248,25 +248,35 @@ class Vit3d(nn.Module):
         """
         segments, tokens = self._entering(crops, mask_token=mask_token)
         for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, segments, use_reentrant=False)
-            else:
-                tokens = block(tokens, segments)
-        return self._leaving(tokens, segments)
+            tokens = self._through(block, tokens, segments)
+        return self._leaving(self.norm(tokens), segments)
 
     def last_layers(self, crops: Crops, *, num: int) -> list[VitOutput]:
         """What each of the last ``num`` blocks gives, the last first, each after the final norm.
 
-        Args:
-            crops: Volumes of one shape.
-            num: At least 1; a network of fewer blocks gives all of its own.
+        A network of fewer blocks gives all of its own.
         """
+        first, depth = max(0, len(self.blocks) - num), len(self.blocks)
+        return self.layers(crops, indices=range(first, depth), norm_all=True)[::-1]
+
+    def layers(
+        self, crops: Crops, *, indices: Sequence[int], norm_all: bool = False
+    ) -> list[VitOutput]:
+        """What the blocks of ``indices``, from 0, give; the last block after the final norm."""
         segments, tokens = self._entering([crops])
-        last: list[Tensor] = []
-        for block in self.blocks:
-            tokens = block(tokens, segments)
-            last = [tokens, *last[: num - 1]]
-        return [self._leaving(each, segments)[0] for each in last]
+        found: dict[int, VitOutput] = {}
+        for index, block in enumerate(self.blocks):
+            tokens = self._through(block, tokens, segments)
+            if index in indices:
+                is_normed = norm_all or index == len(self.blocks) - 1
+                left = self.norm(tokens) if is_normed else tokens
+                found[index] = self._leaving(left, segments)[0]
+        return [found[index] for index in indices]
+
+    def _through(self, block: nn.Module, tokens: Tensor, segments: list[Segment]) -> Tensor:
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(block, tokens, segments, use_reentrant=False)
+        return block(tokens, segments)
 
     def _entering(
         self, crops: Sequence[Crops], *, mask_token: Tensor | None = None
@@ -283,8 +293,8 @@ class Vit3d(nn.Module):
         return segments, torch.cat([each.flatten(0, 1) for each in embedded])
 
     def _leaving(self, tokens: Tensor, segments: Sequence[Segment]) -> list[VitOutput]:
-        """(T, E) tokens after the final norm, crop by crop."""
-        parts = self.norm(tokens).split([each.length for each in segments])
+        """(T, E) tokens crop by crop."""
+        parts = tokens.split([each.length for each in segments])
         outputs = []
         for part, each in zip(parts, segments, strict=True):
             part = part.view(each.num_samples, each.num_tokens, -1)

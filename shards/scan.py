@@ -6,7 +6,7 @@ right to left; ``spacing_mm`` is (d, h, w). Only the readers know a file format'
 
 import datetime
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,13 +191,18 @@ def file_and_member(where: str) -> tuple[str, str | None]:
     return where, None
 
 
+def same_spacing(one_mm: Sequence[float], other_mm: Sequence[float]) -> bool:
+    """Whether :func:`resample` leaves a scan of the one as it is when it is asked for the other."""
+    return np.allclose(one_mm, other_mm, rtol=0, atol=1e-3)
+
+
 def resample(scan: Scan, spacing_mm: tuple[float, float, float]) -> Scan:
     """The scan on a grid of ``spacing_mm`` around the same centre: linear, smoothed where coarser.
 
     Raises:
         ScanError: The scan is thinner than one voxel of the new grid.
     """
-    if np.allclose(scan.spacing_mm, spacing_mm, rtol=0, atol=1e-3):
+    if same_spacing(scan.spacing_mm, spacing_mm):
         return scan
     extent = np.multiply(scan.voxels.shape, scan.spacing_mm)
     if (extent < spacing_mm).any() and min(scan.voxels.shape) > 1:

@@ -20,6 +20,8 @@ DOORWAYS = {
         "evaluation/backbones/monai3d.py",
         "foundation/bench/augmentation.py",
         "foundation/converting/bundle.py",
+        "foundation/finetuning/decoders.py",
+        "foundation/finetuning/whole_scan.py",
         "shards/bench/build.py",
         "shards/bench/crop.py",
     },
@@ -28,6 +30,7 @@ DOORWAYS = {
     "nibabel": {
         "foundation/converting/bundle.py",
         "foundation/embedding/token_map.py",
+        "foundation/finetuning/mask_space.py",
         "shards/images/nifti.py",
         "shards/phantom/files.py",
         "shards/scan.py",

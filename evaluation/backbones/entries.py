@@ -1,6 +1,5 @@
 """The networks of a recipe, loaded: its lines, and untrained twins of each architecture."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 
 from evaluation.backbones.embedder import EmbedderError
-from evaluation.backbones.entry import UNTRAINED, Entry, Loaded, Twin
+from evaluation.backbones.entry import NAME, UNTRAINED, Entry, Loaded, Twin
 from evaluation.backbones.lines import (
     ArtefactLine,
     FeaturesLine,
@@ -20,8 +19,6 @@ from evaluation.backbones.lines import (
     TimmLine,
 )
 from evaluation.backbones.own import load_artefact, load_twin
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
 def load_embedders(
@@ -38,7 +35,7 @@ def load_embedders(
         EmbedderError: A backbone cannot be loaded; the message begins with its place in the recipe.
     """
     for name in lines:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise EmbedderError(
                 f"backbones.{name}: a name is of lower-case letters, digits and _; files are named "
                 "by it"

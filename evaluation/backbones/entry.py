@@ -1,11 +1,14 @@
-"""A row of the table that has a network: what it is, what it has seen, and how it embeds."""
+"""A row of the table: what it is, what it has seen, and how it embeds where it has a network."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evaluation.backbones.embedder import Embedder
 
+NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+"""What a recipe may call a row."""
 SEEN = ("subjects", "source_digests", "perceptual_hashes")
 """What a backbone tells of its pretraining, for the leakage gate."""
 UNTRAINED: dict[str, list[str]] = {key: [] for key in SEEN}
@@ -17,10 +20,10 @@ Twin = Callable[[int], Embedder]
 
 @dataclass(frozen=True)
 class Entry:
-    """A backbone, or an untrained one, which is a floor; whatever the task.
+    """A backbone, an untrained one, which is a floor, or a fine-tuning; whatever the task.
 
     Attributes:
-        kind: ``backbone`` or ``floor``.
+        kind: ``backbone``, ``trained`` or ``floor``.
         title: For people.
         description: In one sentence.
         digest: Of what makes its features.
@@ -29,7 +32,8 @@ class Entry:
             foreign backbone whose pretraining data is undisclosed.
         architecture: Digest of the network's shape and preprocessing, the same for its untrained
             twins; None where it cannot be told.
-        embedder: What turns a scan into features; None for floors without a network.
+        embedder: What turns a scan into features; None for floors without a network, and for what
+            was trained on labels, which gives scores at once.
     """
 
     kind: str

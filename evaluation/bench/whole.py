@@ -32,6 +32,7 @@ def whole_lines(
         config = _prepared(Path(folder), num_subjects=num_subjects, diseases=diseases)
         fill_features(
             load_inputs(config, device="cpu"),
+            open_test=config.test == "open",
             folder=config.out / config.name / FEATURES,
             share=ALONE,
         )

@@ -12,6 +12,7 @@ Question = Literal[
     "scored scan in pretraining",
     "near-duplicate scan in pretraining",
     "training subject in pretraining",
+    "scored subject in fine-tuning",
     "features fitted outside training",
     "held-out features reach the fit",
     "held-out labels reach the fit",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from evaluation.leakage.checks import Check, Question, hits
 from evaluation.leakage.marks import ScanMarks
+from evaluation.statistics.kinds import FLOOR
 from foundation.tasks.task import Task
 from shards.measure.similar import BITS, NEAR_DISTANCE, SimilarFinder
 
@@ -18,7 +19,7 @@ class Pretrained(Protocol):
 
     @property
     def kind(self) -> str:
-        """``backbone`` or ``floor``."""
+        """``backbone``, ``trained`` or ``floor``."""
 
     @property
     def seen(self) -> Mapping[str, Any] | None:
@@ -127,9 +128,10 @@ class Overlap:
 
 
 def overlaps(entries: Mapping[str, Pretrained]) -> Iterator[Overlap]:
-    """The questions about every backbone of the table; a floor has never seen anything."""
+    """The questions about every backbone of the table, and about what was fine-tuned from one; a
+    floor has never seen anything."""
     for name, entry in entries.items():
-        if entry.kind == "backbone":
+        if entry.kind != FLOOR:
             yield Overlap(name, entry.seen)
 
 

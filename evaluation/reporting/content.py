@@ -18,7 +18,7 @@ WARNED = ("failed", "overridden")
 
 @dataclass(frozen=True)
 class Model:
-    """A backbone or a floor, in the words of the run.
+    """A backbone, a fine-tuning or a floor, in the words of the run.
 
     Attributes:
         seen: "known" or "unknown": whether its pretraining data can be compared with a task.

@@ -8,7 +8,9 @@ import numpy as np
 from evaluation.reporting.content import Content, Task
 from evaluation.reporting.numbers import plural
 from evaluation.reporting.picks import one_per_model
+from evaluation.reporting.results import Comparison
 from evaluation.reporting.titles import is_lower_better
+from evaluation.statistics.kinds import BACKBONE, TRAINED
 from evaluation.statistics.paired import average_ranks, holm
 
 FEWEST_TASKS = 3
@@ -54,15 +56,20 @@ def with_holm(contents: Sequence[Content]) -> list[Content]:
 
 def _known(contents: Sequence[Content]) -> list[float]:
     tasks = [task for content in contents for task in content.tasks]
-    return [one.p for task in tasks for one in task.results.comparisons if one.p is not None]
+    return [one.p for task in tasks for one in task.results.all_comparisons if one.p is not None]
 
 
 def _adjusted(task: Task, adjusted: Iterator[float]) -> Task:
-    comparisons = tuple(
-        one if one.p is None else replace(one, p_holm=next(adjusted))
-        for one in task.results.comparisons
-    )
-    return replace(task, results=replace(task.results, comparisons=comparisons))
+    def with_p(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+        return tuple(
+            one if one.p is None else replace(one, p_holm=next(adjusted)) for one in comparisons
+        )
+
+    results = replace(task.results, comparisons=with_p(task.results.comparisons))
+    if results.fractions is not None:
+        pairs = with_p(results.fractions.comparisons)
+        results = replace(results, fractions=replace(results.fractions, comparisons=pairs))
+    return replace(task, results=results)
 
 
 def ranks_of(content: Content) -> Ranks:
@@ -70,10 +77,11 @@ def ranks_of(content: Content) -> Ranks:
 
     A model without a score in one of these tasks is not ranked: its average would be over easier
     or harder ones. Where models differ in their tasks, the tasks are those that leave the largest
-    table, so that one segmentation does not drop every floor of the other tasks.
+    table, so that one segmentation does not drop every floor of the other tasks. What was trained
+    on the labels of some tasks is not ranked: ranks are of what is the same for every task.
     """
     values = {task.name: _primary(task) for task in content.tasks}
-    backbones = [model.name for model in content.models if model.kind == "backbone"]
+    backbones = [model.name for model in content.models if model.kind == BACKBONE]
     tasks = [
         task
         for task in content.tasks
@@ -122,4 +130,5 @@ def _largest(
 
 
 def _primary(task: Task) -> dict[str, float | None]:
-    return {row.model: row.scores[0].value for row in one_per_model(task.results.rows)}
+    rows = [row for row in task.results.rows if row.kind != TRAINED]
+    return {row.model: row.scores[0].value for row in one_per_model(rows)}

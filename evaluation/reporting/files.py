@@ -44,7 +44,10 @@ def _tree(page: StorePage) -> dict[str, Any]:
         results = task["results"]
         for row in (*results["rows"], *(results["few_shot"] or {}).get("curves", ())):
             row["warnings"] = content.warnings(shown.name, row["model"])
-        for pair in results["comparisons"]:
+        fractions = results["fractions"] or {"lines": (), "comparisons": ()}
+        for line in fractions["lines"]:
+            line["warnings"] = content.warnings(shown.name, line["model"])
+        for pair in (*results["comparisons"], *fractions["comparisons"]):
             pair["warnings"] = content.warnings(shown.name, pair["a"], pair["b"])
     return tree | {"ranks": asdict(page.ranks)}
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from evaluation.reporting.layout import StorePage
 from evaluation.reporting.titles import metric_title, protocol_title
+from evaluation.statistics.kinds import FINE_TUNED
 
 PROTOCOLS = {
     "linear": "A logistic regression (ridge for a quantity, Cox for survival) on frozen features.",
@@ -17,6 +18,8 @@ PROTOCOLS = {
     "constant": "The same score for everybody: what knowing nothing comes to.",
     "atlas": "Where the class lies in training subjects, whatever the image.",
     "intensity": "The class of a voxel from its brightness alone.",
+    FINE_TUNED: "The network itself was trained on the labels of the task, from a backbone's "
+    "weights or from scratch; nothing is fitted on top of it.",
 }
 METRICS = {
     "auroc": "How often a positive subject scores above a negative one; 0.5 is chance.",
@@ -50,6 +53,11 @@ METHODS = {
     "percentile bootstrap": "Subjects drawn again, the middle 95% of what comes out.",
     "logit jackknife": "Each subject left out once; symmetric in the log-odds.",
 }
+CEILING = (
+    "Supervised ceiling",
+    "The same network trained from scratch on all labels of the training subjects: what a backbone "
+    "must come near while frozen, and surpass once fine-tuned, to be worth its pretraining.",
+)
 ALWAYS = {
     "Floor": "What a backbone must beat to be worth its cost: no image, a simple measure, or a "
     "network that was never trained.",
@@ -68,6 +76,8 @@ def glossary(pages: Sequence[StorePage]) -> list[tuple[str, str]]:
 def _terms(pages: Sequence[StorePage]) -> Iterator[tuple[str, str]]:
     for page in pages:
         for task in page.content.tasks:
+            if task.results.ceilings:
+                yield CEILING
             for row in task.results.rows:
                 if row.protocol in PROTOCOLS:
                     yield _capital(protocol_title(row.protocol)), PROTOCOLS[row.protocol]

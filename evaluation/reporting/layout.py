@@ -8,10 +8,17 @@ from dataclasses import dataclass, replace
 
 from evaluation.reporting.content import STATUSES, Content, Task
 from evaluation.reporting.family import Ranks, family_size, ranks_of
-from evaluation.reporting.plots import Plot, few_shot_plots, reliability_plot, risk_plot
+from evaluation.reporting.plots import (
+    Plot,
+    few_shot_plots,
+    fraction_plot,
+    reliability_plot,
+    risk_plot,
+)
 from evaluation.reporting.tables.across import overview, ranks_table
 from evaluation.reporting.tables.comparisons import comparison_table
 from evaluation.reporting.tables.few_shot import few_shot_tables
+from evaluation.reporting.tables.fractions import fraction_table
 from evaluation.reporting.tables.record import (
     checks_table,
     digests_table,
@@ -113,10 +120,16 @@ def _checks(content: Content) -> tuple[Block, ...]:
 def _blocks(content: Content, task: Task, family: int) -> tuple[Block, ...]:
     calibration = (calibration_table(content, task), conformal_table(content, task))
     plots = (reliability_plot(content, task), risk_plot(content, task))
+    by_fraction = fraction_plot(content, task)
     blocks = [
         Block("Scores", tables=(task_scores(content, task), *by_output(content, task))),
         Block("Spread", tables=_present(spread_table(content, task))),
         Block("Comparisons", tables=_present(comparison_table(content, task, family=family))),
+        Block(
+            "Trained on a share of the labels",
+            (by_fraction,) if by_fraction else (),
+            _present(fraction_table(content, task)),
+        ),
         Block(
             "Few labels",
             tuple(few_shot_plots(content, task)),

@@ -15,6 +15,7 @@ from evaluation.reporting.layout import StorePage
 from evaluation.reporting.tables.coverage import coverage_table
 from evaluation.reporting.tables.table import WARNING, Cell, Table
 from evaluation.reporting.titles import PROVENANCE_TITLES
+from evaluation.statistics.kinds import TRAINED
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -73,6 +74,10 @@ def _markdown_text(cell: Cell, table: Table) -> str:
     return " ".join(part for part in (text, under, f"({noted})" if noted else "") if part)
 
 
+def _has_trained(pages: Sequence[StorePage]) -> bool:
+    return any(model.kind == TRAINED for page in pages for model in page.content.models)
+
+
 def _filled(template: str, pages: Sequence[StorePage], *, escape: bool) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -88,6 +93,7 @@ def _filled(template: str, pages: Sequence[StorePage], *, escape: bool) -> str:
     environment.globals |= words | {
         "PROVENANCE_TITLES": PROVENANCE_TITLES,
         "WARNING": WARNING,
+        "has_trained": _has_trained,
         "marks": marks,
         "glossary": glossary,
         "coverage_table": coverage_table,

@@ -1,28 +1,29 @@
 """Which rows stand for a model and a task: main protocol, overview, strongest floor, the best."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from evaluation.reporting.numbers import SHOWN_DIGITS
 from evaluation.reporting.results import Comparison, ModelResult, Results
 from evaluation.reporting.titles import is_lower_better
+from evaluation.statistics.kinds import BACKBONE, FLOOR, TRAINED, place_of
 
 PREFERRED_PROTOCOL = "linear"
 
 
 def main_protocol(rows: Sequence[ModelResult]) -> str | None:
     """The linear probe, else the protocol that the table begins with."""
-    protocols = [row.protocol for row in sorted(rows, key=lambda row: row.kind == "floor")]
+    protocols = [row.protocol for row in sorted(rows, key=lambda row: place_of(row.kind))]
     if PREFERRED_PROTOCOL in protocols:
         return PREFERRED_PROTOCOL
     return protocols[0] if protocols else None
 
 
 def in_order(rows: Sequence[ModelResult], models: Sequence[str]) -> list[ModelResult]:
-    """Backbones before floors, models in the order of the run, the main protocol first in each."""
+    """By kind, models in the order of the run, the main protocol first in each."""
     main = main_protocol(rows)
     place = {model: at for at, model in enumerate(models)}
     return sorted(
-        rows, key=lambda row: (row.kind == "floor", place[row.model], row.protocol != main)
+        rows, key=lambda row: (place_of(row.kind), place[row.model], row.protocol != main)
     )
 
 
@@ -39,11 +40,11 @@ def one_per_model(rows: Sequence[ModelResult]) -> list[ModelResult]:
 def contenders(rows: Sequence[ModelResult]) -> list[ModelResult]:
     """One row per model, and a floor's row by each protocol that no backbone has (RBF-SVM)."""
     mains = {id(row) for row in one_per_model(rows)}
-    usual = {row.protocol for row in rows if row.kind == "backbone"}
+    usual = {row.protocol for row in rows if row.kind == BACKBONE}
     return [
         row
         for row in rows
-        if id(row) in mains or (usual and row.kind == "floor" and row.protocol not in usual)
+        if id(row) in mains or (usual and row.kind == FLOOR and row.protocol not in usual)
     ]
 
 
@@ -72,20 +73,30 @@ def strongest(rows: Sequence[ModelResult], kind: str) -> ModelResult | None:
 
 
 def featured(rows: Sequence[ModelResult]) -> list[ModelResult]:
-    """What a figure shows: every backbone and the strongest floor, one row each."""
-    floor = strongest(rows, "floor")
-    return [row for row in contenders(rows) if row.kind == "backbone" or row is floor]
+    """What a figure shows: all but the floors, and the strongest of these, one row each."""
+    floor = strongest(rows, FLOOR)
+    return [row for row in contenders(rows) if row.kind != FLOOR or row is floor]
 
 
 def verdict(results: Results) -> Comparison | None:
     """The strongest backbone against the strongest floor it was compared with."""
-    backbone = strongest(results.rows, "backbone")
-    floors = {row.model for row in results.rows if row.kind == "floor"}
+    return _of_best_backbone(results, {row.model for row in results.rows if row.kind == FLOOR})
+
+
+def distance_to_ceiling(results: Results) -> Comparison | None:
+    """The strongest backbone against the strongest network trained from scratch."""
+    tops = [row for row in results.rows if row.model in results.ceilings]
+    top = strongest(tops, TRAINED)
+    return _of_best_backbone(results, {top.model} if top else set())
+
+
+def _of_best_backbone(results: Results, others: Collection[str]) -> Comparison | None:
+    backbone = strongest(results.rows, BACKBONE)
     if backbone is None:
         return None
     pairs = [
         one
         for one in results.comparisons
-        if (one.a, one.protocol) == (backbone.model, backbone.protocol) and one.b in floors
+        if (one.a, one.protocol) == (backbone.model, backbone.protocol) and one.b in others
     ]
     return pairs[0] if pairs else None

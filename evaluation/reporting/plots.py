@@ -5,12 +5,24 @@ from dataclasses import dataclass
 from evaluation.reporting import picks
 from evaluation.reporting.content import Content, Task
 from evaluation.reporting.figures.chart import colours
-from evaluation.reporting.figures.curves import Line, Risk, few_shot_svg, risk_coverage_svg
+from evaluation.reporting.figures.curves import (
+    Line,
+    Risk,
+    few_shot_svg,
+    fraction_svg,
+    risk_coverage_svg,
+)
 from evaluation.reporting.figures.reliability import MOST_PANELS, Panel, reliability_svg
 from evaluation.reporting.numbers import plural
-from evaluation.reporting.results import FewShotCurve, FewShotPoint, ModelResult
+from evaluation.reporting.results import (
+    FewShotCurve,
+    FewShotPoint,
+    FractionLine,
+    ModelResult,
+)
 from evaluation.reporting.tables.few_shot import UNITS
 from evaluation.reporting.titles import constant_score, metric_title, protocol_title, split_title
+from evaluation.statistics.kinds import BACKBONE, FLOOR
 
 MOST_LINES = 8
 
@@ -77,8 +89,8 @@ def _shown_curves(content: Content, task: Task) -> list[FewShotCurve]:
     has_preferred = picks.PREFERRED_PROTOCOL in protocols
     main = picks.PREFERRED_PROTOCOL if has_preferred else protocols[0]
     curves = [curve for curve in found.curves if curve.protocol == main]
-    backbones = [curve for curve in curves if curve.kind == "backbone"][:MOST_LINES]
-    floors = [curve for curve in curves if curve.kind == "floor"]
+    backbones = [curve for curve in curves if curve.kind == BACKBONE][:MOST_LINES]
+    floors = [curve for curve in curves if curve.kind == FLOOR]
     by_area = sorted(floors, key=lambda one: (one.model != found.reference, -(one.area or 0.0)))
     order = [model.name for model in content.models]
     shown = by_area[: max(0, MOST_LINES - len(backbones))]
@@ -93,16 +105,51 @@ def _line(curve: FewShotCurve, unit: str) -> Line:
         middle=[point.mean or 0.0 for point in known],
         low=[point.low if point.low is not None else point.mean or 0.0 for point in known],
         high=[point.high if point.high is not None else point.mean or 0.0 for point in known],
-        is_floor=curve.kind == "floor",
+        is_dashed=curve.kind == FLOOR,
+    )
+
+
+def fraction_plot(content: Content, task: Task) -> Plot | None:
+    """The label-fraction curve of each fine-tuning, where one has more than a point."""
+    found = task.results.fractions
+    known = [(line, _fraction_line(line)) for line in (found.lines if found else ())]
+    drawn = [(line, curve) for line, curve in known if curve.x][:MOST_LINES]
+    if not any(len(curve.x) > 1 for _, curve in drawn):
+        return None
+    metric, shades = task.results.metric, colours(len(drawn))
+    return Plot(
+        f"label fractions of {task.card['title']}",
+        fraction_svg(
+            [curve for _, curve in drawn],
+            metric=metric_title(metric),
+            chance=constant_score(metric),
+        ),
+        tuple(
+            Key(content.titles[line.model], colour, line.is_scratch)
+            for (line, _), colour in zip(drawn, shades, strict=True)
+        ),
+        f"{metric_title(metric)} ({split_title(task.results.split)}) of networks that were trained "
+        "on so many subjects, with 95% intervals over the scored subjects; dashed: from scratch.",
+    )
+
+
+def _fraction_line(line: FractionLine) -> Line:
+    known = [(point, point.value) for point in line.points if point.value is not None]
+    return Line(
+        x=[point.num_train for point, _ in known],
+        middle=[value for _, value in known],
+        low=[value if point.low is None else point.low for point, value in known],
+        high=[value if point.high is None else point.high for point, value in known],
+        is_dashed=line.is_scratch,
     )
 
 
 def reliability_plot(content: Content, task: Task) -> Plot | None:
-    """A panel for the strongest floor and for as many backbones as fit."""
+    """A panel for the strongest floor, and for as many of the others as fit."""
     rows = [row for row in picks.featured(task.results.rows) if row.calibration]
-    backbones = [row for row in rows if row.kind == "backbone"]
-    floors = [row for row in rows if row.kind == "floor"]
-    rows = backbones[: MOST_PANELS - len(floors)] + floors
+    others = [row for row in rows if row.kind != FLOOR]
+    floors = [row for row in rows if row.kind == FLOOR]
+    rows = others[: MOST_PANELS - len(floors)] + floors
     panels = [
         Panel(content.titles[row.model], row.calibration.before.bins, row.calibration.after.bins)
         for row in rows
@@ -136,13 +183,13 @@ def _bin_sizes(rows: list[ModelResult]) -> str:
 
 
 def risk_plot(content: Content, task: Task) -> Plot | None:
-    """Risk-coverage curves of the backbones and the strongest floor."""
+    """Risk-coverage curves of the strongest floor and of all that is no floor."""
     rows = [row for row in picks.featured(task.results.rows) if row.risk_coverage]
     rows = rows[: MOST_LINES - 1] + rows[MOST_LINES - 1 :][-1:]
     if not rows:
         return None
     lines = [
-        Risk(row.risk_coverage.coverage, row.risk_coverage.risk, row.kind == "floor")
+        Risk(row.risk_coverage.coverage, row.risk_coverage.risk, row.kind == FLOOR)
         for row in rows
         if row.risk_coverage
     ]
@@ -158,6 +205,6 @@ def risk_plot(content: Content, task: Task) -> Plot | None:
 
 def _legend(content: Content, models: list[tuple[str, str]]) -> tuple[Key, ...]:
     return tuple(
-        Key(content.titles[model], colour, kind == "floor")
+        Key(content.titles[model], colour, kind == FLOOR)
         for (model, kind), colour in zip(models, colours(len(models)), strict=True)
     )

@@ -50,6 +50,7 @@ PROVENANCE_FIELDS = (
     "weights",
     "initialised_from.name",
     "initialised_from.licence",
+    "tune",
     "shards.name",
     "shards.digest",
     "shards.num_samples",
@@ -138,7 +139,8 @@ def _results(path: Path, stored: Mapping[str, Any], models: Mapping[str, Any]) -
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise store.StoreError(f"{path}: damaged ({error}); {AGAIN}") from None
     named = [row.model for row in results.rows]
-    named += [name for pair in results.comparisons for name in (pair.a, pair.b)]
+    named += [name for pair in results.all_comparisons for name in (pair.a, pair.b)]
+    named += [line.model for line in (results.fractions.lines if results.fractions else ())]
     named += [curve.model for curve in (results.few_shot.curves if results.few_shot else ())]
     if unknown := [name for name in named if name not in models]:
         raise store.StoreError(f"{path}: {unknown[0]!r} is not a model of run.json; {AGAIN}")

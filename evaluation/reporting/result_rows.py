@@ -7,13 +7,16 @@ from evaluation.reporting.content import Task
 from evaluation.reporting.numbers import share_interval
 from evaluation.reporting.results import (
     Calibration,
+    Comparison,
     Conformal,
     FewShotCurve,
+    FractionLine,
     ModelResult,
     Score,
     Sets,
     Shuffled,
 )
+from evaluation.statistics.kinds import FINE_TUNED, TRAINED
 
 INTERVAL, DRAWS = "95%", "5-95% over draws"
 
@@ -122,21 +125,47 @@ def shuffled_row(check: Shuffled) -> Cells:
 
 def comparison_rows(task: Task) -> Iterator[Cells]:
     for one in task.results.comparisons:
-        at = {
-            "section": "comparisons",
-            "model": one.a,
-            "against": one.b,
-            "protocol": one.protocol,
-            "setting": f"against by = {one.b_protocol or one.protocol}",
-            "n": one.n,
-            "reason": one.reason,
+        setting = f"against by = {one.b_protocol or one.protocol}"
+        yield from _difference_rows(one, section="comparisons", setting=setting)
+    for one in task.results.fractions.comparisons if task.results.fractions else ():
+        setting = f"fraction = {one.fraction:g}"
+        yield from _difference_rows(one, section="fractions", setting=setting)
+
+
+def _difference_rows(one: Comparison, *, section: str, setting: str) -> Iterator[Cells]:
+    at = {
+        "section": section,
+        "model": one.a,
+        "against": one.b,
+        "protocol": one.protocol,
+        "setting": setting,
+        "n": one.n,
+        "reason": one.reason,
+    }
+    ends = _ends(one.difference, one.low, one.high, INTERVAL)
+    yield {**at, "metric": f"{one.metric}.difference", "method": "paired bootstrap", **ends}
+    for name in ("p", "p_holm", "p_delong", "detectable"):
+        value = getattr(one, name)
+        if value is not None:
+            yield {**at, "metric": f"{one.metric}.difference.{name}", "value": value}
+
+
+def fraction_rows(line: FractionLine, metric: str) -> Iterator[Cells]:
+    for point in line.points:
+        yield {
+            "section": "fractions",
+            "model": line.model,
+            "kind": TRAINED,
+            "protocol": FINE_TUNED,
+            "metric": metric,
+            "setting": f"fraction = {point.fraction:g}, training subjects = {point.num_train}",
+            "n": point.n,
+            "positives": point.positives,
+            "method": point.method,
+            "coverage": point.coverage,
+            "reason": point.reason,
+            **_ends(point.value, point.low, point.high, INTERVAL),
         }
-        ends = _ends(one.difference, one.low, one.high, INTERVAL)
-        yield {**at, "metric": f"{one.metric}.difference", "method": "paired bootstrap", **ends}
-        for name in ("p", "p_holm", "p_delong", "detectable"):
-            value = getattr(one, name)
-            if value is not None:
-                yield {**at, "metric": f"{one.metric}.difference.{name}", "value": value}
 
 
 def curve_rows(curve: FewShotCurve, task: Task) -> Iterator[Cells]:

@@ -139,7 +139,12 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``a`` less ``b`` on the same subjects; ``p_holm`` is adjusted within the whole report."""
+    """``a`` less ``b`` on the same subjects; ``p_holm`` is adjusted within the whole report.
+
+    Attributes:
+        fraction: Share of the training subjects that both were trained on; None where the two are
+            compared as they stand in the table.
+    """
 
     a: str
     b: str
@@ -155,6 +160,7 @@ class Comparison:
     n: int | None
     reason: str | None
     p_holm: float | None = None
+    fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,39 @@ class FewShot:
 
 
 @dataclass(frozen=True)
+class FractionPoint:
+    """One network that was trained on a share of the training subjects."""
+
+    fraction: float
+    num_train: int
+    n: int
+    positives: int | None
+    value: float | None
+    low: float | None
+    high: float | None
+    method: str | None
+    coverage: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class FractionLine:
+    """One fine-tuning; ``is_scratch`` where its networks were never pretrained."""
+
+    model: str
+    is_scratch: bool
+    points: tuple[FractionPoint, ...]
+
+
+@dataclass(frozen=True)
+class Fractions:
+    """The label-fraction curve of a task, and its comparisons at the same share."""
+
+    lines: tuple[FractionLine, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
 class Shuffled:
     """The probe on shuffled training labels: the mean over ``num`` shuffles must be chance."""
 
@@ -228,3 +267,16 @@ class Results:
     comparisons: tuple[Comparison, ...]
     few_shot: FewShot | None
     shuffled: tuple[Shuffled, ...]
+    fractions: Fractions | None = None
+
+    @property
+    def ceilings(self) -> set[str]:
+        """Models that were trained from scratch on all training subjects."""
+        lines = self.fractions.lines if self.fractions else ()
+        whole = [line for line in lines if any(point.fraction == 1.0 for point in line.points)]
+        return {line.model for line in whole if line.is_scratch}
+
+    @property
+    def all_comparisons(self) -> tuple[Comparison, ...]:
+        """Of rows of the table, then of points of the label-fraction curve."""
+        return (*self.comparisons, *(self.fractions.comparisons if self.fractions else ()))

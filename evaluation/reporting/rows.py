@@ -10,6 +10,7 @@ from evaluation.reporting.result_rows import (
     Cells,
     comparison_rows,
     curve_rows,
+    fraction_rows,
     result_rows,
     shuffled_row,
 )
@@ -112,6 +113,8 @@ def _task_rows(task: Task) -> Iterator[Cells]:
     yield from comparison_rows(task)
     for curve in task.results.few_shot.curves if task.results.few_shot else ():
         yield from curve_rows(curve, task)
+    for line in task.results.fractions.lines if task.results.fractions else ():
+        yield from fraction_rows(line, task.results.metric)
     yield from _choice_rows(task)
 
 

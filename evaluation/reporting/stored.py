@@ -15,6 +15,9 @@ from evaluation.reporting.results import (
     FewShot,
     FewShotCurve,
     FewShotPoint,
+    FractionLine,
+    FractionPoint,
+    Fractions,
     Limits,
     ModelResult,
     OutputScore,
@@ -40,6 +43,7 @@ def read_results(stored: Mapping[str, Any]) -> Results:
     """
     metrics = tuple(stored["metrics"])
     few_shot, shuffled = stored.get("few_shot"), stored.get("shuffled")
+    fractions = stored.get("fractions")
     return _take(
         Results,
         stored,
@@ -51,10 +55,27 @@ def read_results(stored: Mapping[str, Any]) -> Results:
         num_bootstraps=stored["num_bootstraps"],
         seed=stored["seed"],
         rows=tuple(_row(entry, metrics) for entry in stored["models"]),
-        comparisons=tuple(_take(Comparison, one, p_holm=None) for one in stored["comparisons"]),
+        comparisons=_comparisons(stored),
         few_shot=_few_shot(few_shot) if few_shot else None,
         shuffled=tuple(_take(Shuffled, entry) for entry in _listed(shuffled)),
+        fractions=_fractions(fractions) if fractions else None,
     )
+
+
+def _comparisons(entry: Mapping[str, Any]) -> tuple[Comparison, ...]:
+    return tuple(_take(Comparison, one, p_holm=None) for one in entry["comparisons"])
+
+
+def _fractions(entry: Mapping[str, Any]) -> Fractions:
+    lines = tuple(
+        _take(
+            FractionLine,
+            one,
+            points=tuple(_take(FractionPoint, point) for point in one["points"]),
+        )
+        for one in entry["lines"]
+    )
+    return Fractions(lines, _comparisons(entry))
 
 
 def _row(entry: Mapping[str, Any], metrics: tuple[str, ...]) -> ModelResult:

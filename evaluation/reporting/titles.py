@@ -1,5 +1,6 @@
 """The words for names that the store uses: metrics, protocols, splits, kinds, provenance."""
 
+from evaluation.statistics.kinds import BACKBONE, FINE_TUNED, FLOOR, TRAINED
 from foundation.metrics.by_name import METRICS
 
 PROTOCOL_TITLES = {
@@ -15,6 +16,7 @@ PROTOCOL_TITLES = {
     "atlas": "training masks",
     "intensity": "brightness",
     "few_shot": "few-shot",
+    FINE_TUNED: "trained network",
 }
 SPLIT_TITLES = {
     "train": "training",
@@ -29,7 +31,7 @@ KIND_TITLES = {
     "regression": "regression",
     "ordinal": "ordinal",
     "survival": "survival",
-    "segmentation": "segmentation on frozen patch tokens",
+    "segmentation": "segmentation",
     "retrieval": "retrieval",
 }
 BY_OUTPUT_TITLES = {
@@ -44,6 +46,7 @@ PROVENANCE_TITLES = {
     "weights": "Weights",
     "initialised_from.name": "Initialised from",
     "initialised_from.licence": "Licence of the initialisation",
+    "tune": "Weights that were trained",
     "shards.name": "Shards",
     "shards.digest": "Digest of the shards",
     "shards.num_samples": "Scans",
@@ -62,7 +65,11 @@ PROVENANCE_TITLES = {
     "versions.torch": "torch",
     "versions.deepspeed": "deepspeed",
 }
-KIND_OF_MODEL = {"backbone": "Frozen backbones", "floor": "Floors"}
+KIND_OF_MODEL = {
+    BACKBONE: "Frozen backbones",
+    TRAINED: "Trained on the labels",
+    FLOOR: "Floors",
+}
 
 
 def metric_title(name: str) -> str:

@@ -7,11 +7,16 @@ from evaluation.reporting.content import CROSS_VALIDATION, STATUSES, Content, Ta
 from evaluation.reporting.figures.curves import running_median
 from evaluation.reporting.numbers import number, plural, quantity
 from evaluation.reporting.titles import KIND_TITLES, split_title
+from evaluation.statistics.kinds import BACKBONE, FLOOR, TRAINED
 
 PHANTOM_NOTE = (
     "Its scans are procedural: drawn by a program, with the lesions that the labels name. It "
     "proves the machinery, from DICOM files to this page, never the science: no score here says "
     "anything about patients."
+)
+_STOPPED = (
+    " A network that was trained on the labels was stopped at the step that was best on these "
+    "subjects, which is such a choice too."
 )
 UNKNOWN_OVERLAP = (
     "its pretraining data is not disclosed or not listed: whether it has seen these subjects is "
@@ -39,7 +44,7 @@ def split_note(content: Content) -> str:
 def _of_validation(content: Content) -> str:
     """How much was chosen on the subjects that are scored."""
     kinds = {model.name: model.kind for model in content.models}
-    most = {"backbone": 0, "floor": 0}
+    most = dict.fromkeys((BACKBONE, FLOOR), 0)
     for task in content.tasks:
         for one in task.selections:
             kind = kinds[one["model"]]
@@ -52,7 +57,7 @@ def _of_validation(content: Content) -> str:
         + (f"up to {grids}" if grids else "several settings")
         + " on the very subjects that are scored, so optimistic, the more so the larger the grid "
         "and the fewer the subjects. Intervals, p values and coverage know nothing of that choice; "
-        "only a test split does."
+        "only a test split does." + (_STOPPED if TRAINED in kinds.values() else "")
     )
 
 

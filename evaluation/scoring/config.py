@@ -49,6 +49,11 @@ class EvaluationConfig(Section):
     out: Path = Path("stores")
     pseudonym_key: Path
     backbones: dict[str, BackboneLine] = Field(default_factory=dict)
+    finetuned: dict[str, Path] = Field(
+        default_factory=dict,
+        description="name: folder of a fine-tuning, whose parts are rows of their tasks; one that "
+        "began from scratch is the supervised ceiling",
+    )
     random_init: RandomInit = RandomInit()
     tasks: tuple[Path, ...] = Field(min_length=1)
     tier: Literal["quick", "standard", "full"] = Field(

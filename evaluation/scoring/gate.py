@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.extraction.progress import progress
 from evaluation.floors.shuffled import shuffled_check
 from evaluation.leakage.checks import Check
+from evaluation.leakage.finetuning import check_finetuning
 from evaluation.leakage.fitting import check_fitting
 from evaluation.leakage.gate import FAILED, as_stored, check_task, excused, require_clean, unused
 from evaluation.probing.estimator import Candidate
@@ -41,10 +42,12 @@ class Gate:
         (folder / FAILED).unlink(missing_ok=True)
 
     def check_scans(self, inputs: Inputs, *, features: Path) -> None:
-        """Subjects, copies and pretraining, of every task."""
+        """Subjects, copies, pretraining and fine-tuning, of every task."""
         found = []
         for task in inputs.tasks:
-            found += check_task(task, marks_of(task, folder=features), inputs.entries)
+            marks = marks_of(task, folder=features)
+            found += check_task(task, marks, inputs.entries_of(task))
+            found += check_finetuning(task, inputs.lines.of(task))
         self._require(found)
         print(f"leakage {len(found)} checks of subjects and scans passed", flush=True)
 

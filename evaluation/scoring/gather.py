@@ -17,6 +17,7 @@ from evaluation.extraction.features import (
     pool_by_subject,
 )
 from evaluation.extraction.sharing import Share
+from evaluation.finetuned.scores import fill_outputs
 from evaluation.floors.registry import floor_extractors
 from evaluation.leakage.marks import DIGEST, HASH, ScanMarks, mark_extractors, marks_by_subject
 from evaluation.probing.estimator import Bags
@@ -26,7 +27,7 @@ from foundation.tasks.task import Task
 FEATURES = "features"
 
 
-def fill_features(inputs: Inputs, *, folder: Path, share: Share) -> None:
+def fill_features(inputs: Inputs, *, open_test: bool, folder: Path, share: Share) -> None:
     """Fill the cache with everything that scoring reads; with several ranks each fills its part."""
     for task in inputs.tasks:
         title = f"features of {task.card.name}"
@@ -36,6 +37,7 @@ def fill_features(inputs: Inputs, *, folder: Path, share: Share) -> None:
             for name, entry in entries_with_network(inputs.entries).items():
                 assert entry.embedder is not None
                 dense_features(task, entry.embedder, name=name, folder=folder, share=share)
+        fill_outputs(task, inputs.lines.of(task), open_test=open_test, folder=folder, share=share)
 
 
 def marks_of(task: Task, *, folder: Path) -> ScanMarks:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from evaluation.backbones.entries import load_embedders
 from evaluation.backbones.entry import Entry
 from evaluation.extraction.features import content_of
+from evaluation.finetuned.lines import Lines, load_lines
 from evaluation.floors.registry import floor_entries
 from evaluation.scoring.config import EvaluationConfig
 from evaluation.storing.store import sha256_of
@@ -17,11 +18,17 @@ from shards.pseudonym import load_key
 
 ROOT = Path(__file__).parent.parent.parent
 # Whose change leaves every prediction as it was.
-_NEVER_SCORED_BY = ("reporting", "claiming", "statistics", "storing", "bench")
+_NEVER_SCORED_BY = ("reporting", "claiming", "statistics", "storing", "bench", "finetuned")
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
 _CHOSEN_BY = ("storing/rows.py",)
 # What hands predictions to the statistics.
-_SUMMARISED_BY = ("statistics/", "storing/rows.py", "scoring/statistics.py", "scoring/record.py")
+_SUMMARISED_BY = (
+    "statistics/",
+    "finetuned/",
+    "storing/rows.py",
+    "scoring/statistics.py",
+    "scoring/record.py",
+)
 # Labels are what is predicted, metrics what settings are chosen by and what is reported.
 _TASKS, _METRICS = "foundation/tasks", "foundation/metrics"
 
@@ -31,13 +38,15 @@ class Inputs(NamedTuple):
 
     Attributes:
         tasks: In the order of the recipe.
-        entries: Every row of the tables: backbones, untrained networks, floors.
+        entries: Every row of the tables: backbones, untrained networks, fine-tunings, floors.
         recipe_digest: Of settings and backbones, which is what a test split is opened for.
         inputs_digest: Of everything, so that a run that would give the same is not repeated.
         task_digests: Of each task with its scans and its pseudonyms.
         scoring_code: Of the files that make predictions, and of the libraries they use.
         statistics_code: Of the files that make statistics, likewise.
         protocols: Of backbones, in the recipe.
+        lines: The fine-tunings, with their parts by task.
+        device: Where networks run.
     """
 
     tasks: list[Task]
@@ -48,16 +57,25 @@ class Inputs(NamedTuple):
     scoring_code: str
     statistics_code: str
     protocols: tuple[str, ...]
+    lines: Lines
+    device: str
 
     @property
     def kinds(self) -> dict[str, str]:
-        """``backbone`` or ``floor`` of each row, in the order of the tables."""
+        """``backbone``, ``trained`` or ``floor`` of each row, in the order of the tables."""
         return {name: entry.kind for name, entry in self.entries.items()}
 
     def made_from(self, task: Task) -> dict[str, str]:
         """By model, what its scores on a task depend on."""
         made_of = [self.task_digests[task.card.name], self.scoring_code, *self.protocols]
         return {name: digest([*made_of, entry.digest]) for name, entry in self.entries.items()}
+
+    def entries_of(self, task: Task) -> dict[str, Entry]:
+        """The rows of a task's tables, without the fine-tunings that have no part of it."""
+        own = self.lines.entries_of(task)
+        others = self.lines.entries.keys() - own.keys()
+        entries = {name: own.get(name, entry) for name, entry in self.entries.items()}
+        return {name: entry for name, entry in entries.items() if name not in others}
 
 
 def load_inputs(config: EvaluationConfig, *, device: str) -> Inputs:
@@ -72,7 +90,12 @@ def load_inputs(config: EvaluationConfig, *, device: str) -> Inputs:
     floors = floor_entries(tasks)
     if taken := next((name for name in entries if name in floors), None):
         raise ValueError(f"backbones.{taken}: this is the name of a floor; choose another")
-    entries |= floors
+    lines = load_lines(config.finetuned, tasks, backbones=entries)
+    if taken := next((name for name in lines.entries if name in entries | floors), None):
+        raise ValueError(
+            f"finetuned.{taken}: this is the name of a backbone or a floor; choose another"
+        )
+    entries |= lines.entries | floors
     scoring, statistics = map(_digest_of, code_files())
     recipe_digest = digest(
         {
@@ -106,11 +129,13 @@ def load_inputs(config: EvaluationConfig, *, device: str) -> Inputs:
         scoring,
         statistics,
         config.protocols,
+        lines,
+        device,
     )
 
 
 def _load_tasks(config: EvaluationConfig) -> list[Task]:
-    if config.backbones and not config.pseudonym_key.is_file():
+    if (config.backbones or config.finetuned) and not config.pseudonym_key.is_file():
         raise ValueError(
             f"{config.pseudonym_key}: no such key; overlap with pretraining is proved by the key "
             "the shards were made with, name that one as pseudonym_key"

@@ -32,7 +32,7 @@ def store_task(
     Args:
         task: Its subjects and groups.
         scores: Of all models.
-        kinds: ``backbone`` or ``floor`` of each model, in the order of the table.
+        kinds: ``backbone``, ``trained`` or ``floor`` of each model, in the order of the table.
         settings: Of intervals and tests.
         shuffled: The check with shuffled labels, or None.
         code: Digest of what computes statistics.
@@ -44,6 +44,8 @@ def store_task(
     store.write_groups(draft, name, _groups(task))
     if scores.few_shot is not None:
         store.write_few_shot(draft, name, scores.few_shot, scores.draws)
+    if scores.fractions is not None:
+        store.write_fractions(draft, name, scores.fractions)
     made_from = digest(
         {
             "predictions": store.predictions_digest(draft, name),
@@ -52,6 +54,7 @@ def store_task(
             "settings": settings._asdict(),
             "spread": _listed(scores.spread),
             "folds": _listed(scores.folds),
+            "trainings": list(scores.trainings),
             "shuffled": dict(shuffled) if shuffled else None,
             "code": code,
         }
@@ -83,6 +86,8 @@ def _computed(
         few_shot_missing=scores.missing,
         training_spread=scores.spread,
         folds=scores.folds,
+        fractions=scores.fractions,
+        trainings=scores.trainings,
         shuffled=shuffled,
         settings=settings,
     )

@@ -1,12 +1,13 @@
 """All models of one task: what each came to, kept by what it was made from, and put together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.extraction.progress import progress
+from evaluation.finetuned.scores import TrainedScores
 from evaluation.probing.draws import Draws, draw, stored_draws, unsuitable
 from evaluation.probing.estimator import Candidate
 from evaluation.scoring.model import FEW_SHOT, PREDICTIONS, How, as_nan, score_model
@@ -37,6 +38,8 @@ class TaskScores:
         selections: What was chosen, with the whole grid.
         skipped: What was not computed, with the reason.
         used: Digests of the work that was asked for.
+        fractions: ``FRACTION_COLUMNS`` of what was fine-tuned, or None.
+        trainings: Of each fine-tuned network what it was trained on.
     """
 
     task: str
@@ -49,6 +52,22 @@ class TaskScores:
     selections: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
     used: frozenset[str]
+    fractions: "pandas.DataFrame | None" = None
+    trainings: tuple[dict[str, Any], ...] = ()
+
+    def beside(self, trained: TrainedScores) -> "TaskScores":
+        """The same with what was fine-tuned for the task, which needs no probe and no draws."""
+        import pandas
+
+        if not trained.trainings:
+            return self
+        return replace(
+            self,
+            predictions=pandas.concat([self.predictions, trained.predictions], ignore_index=True),
+            folds={**self.folds, **trained.folds},
+            fractions=trained.fractions,
+            trainings=tuple(trained.trainings),
+        )
 
 
 def score_task(

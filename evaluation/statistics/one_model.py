@@ -59,7 +59,7 @@ def model_entry(
     fold_scores: ArrayLike | None,
 ) -> dict[str, Any]:
     """The entry of ``models`` in a task's statistics, without the model's name."""
-    scores = {metric: _score(shown, facts, metric, draws) for metric in facts.metrics}
+    scores = {metric: score_entry(shown, facts, metric, draws) for metric in facts.metrics}
     has_auroc = facts.kind == "binary" and scores["auroc"]["value"] is not None
     return {
         "n": len(shown.label),
@@ -97,7 +97,8 @@ def score_for(shown: Shown, facts: Facts, metric: str) -> Floats | None:
     return decisions_at_specificity(shown) if metric == _AT_SPECIFICITY else shown.score
 
 
-def _score(shown: Shown, facts: Facts, metric: str, draws: SharedDraws) -> dict[str, Any]:
+def score_entry(shown: Shown, facts: Facts, metric: str, draws: SharedDraws) -> dict[str, Any]:
+    """One metric with its interval, and how often such intervals cover where that was measured."""
     score = score_for(shown, facts, metric)
     if score is None:
         few = "too few subjects of a class to choose a threshold on others"

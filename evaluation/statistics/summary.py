@@ -8,29 +8,25 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from evaluation.statistics.delong import paired_test
-from evaluation.statistics.drawing import SharedDraws, statistic_of
+from evaluation.statistics.drawing import SharedDraws
 from evaluation.statistics.few_shot import MAIN_PROTOCOL, few_shot_curves
-from evaluation.statistics.one_model import Facts, model_entry, score_for
-from evaluation.statistics.paired import compare
+from evaluation.statistics.fractions import Training, ceilings, fraction_curves
+from evaluation.statistics.kinds import BACKBONE, FINE_TUNED, FLOOR, place_of
+from evaluation.statistics.one_model import Facts, model_entry
+from evaluation.statistics.pairs import Pairs
 from evaluation.statistics.reliability import Shown
-from evaluation.storing.rows import Predicted, matrices
+from evaluation.statistics.shown import Key, all_shown
 from foundation.metrics.by_name import METRICS, METRICS_OF
-from foundation.metrics.rows import StatisticsError, as_columns
+from foundation.metrics.rows import StatisticsError
 
 if TYPE_CHECKING:
     import pandas
 
-Floats = NDArray[np.float64]
-Key = tuple[str, str]  # model and protocol
-BACKBONE, FLOOR = "backbone", "floor"
 FUSED = "linear_clinical"
 """The linear probe on a backbone's features beside the cohort's clinical columns."""
 _CLINICAL: Key = ("clinical", "linear")
-_UNMOVED = "no draw of subjects moved the difference, so its error cannot be told"
 
 
 class Settings(NamedTuple):
@@ -49,14 +45,6 @@ class Settings(NamedTuple):
     cv_folds: int | None = None
 
 
-class _Scored(NamedTuple):
-    """What the primary metric is computed on."""
-
-    subjects: tuple[str, ...]
-    label: Floats
-    score: Floats
-
-
 def summarise_task(
     predictions: "pandas.DataFrame",
     *,
@@ -70,6 +58,8 @@ def summarise_task(
     training_spread: Mapping[Key, ArrayLike] | None = None,
     folds: Mapping[Key, ArrayLike] | None = None,
     shuffled: Mapping[str, Any] | None = None,
+    fractions: "pandas.DataFrame | None" = None,
+    trainings: Sequence[Training] = (),
 ) -> dict[str, Any]:
     """Everything that is said of a task, as JSON: see the store's description.
 
@@ -77,7 +67,7 @@ def summarise_task(
         predictions: ``PREDICTION_COLUMNS``, all splits that are stored.
         task: Name, kind, metric (the primary one), outputs, and prevalence: the training share of
             positives, or of each class, which is where balanced accuracy cuts.
-        kinds: "backbone" or "floor" of each model, in the order of the table.
+        kinds: "backbone", "trained" or "floor" of each model, in the order of the table.
         split: The shown one.
         settings: Of draws.
         groups: By column: the value of each subject.
@@ -86,6 +76,8 @@ def summarise_task(
         training_spread: Primary metric over resampled training sets.
         folds: Primary metric of each outer fold.
         shuffled: The check with shuffled labels, passed on as it is.
+        fractions: ``FRACTION_COLUMNS`` of what was trained on shares of the training subjects.
+        trainings: Of each of these networks what it was trained on.
     """
     kind, metric = task["kind"], task["metric"]
     facts = Facts(
@@ -96,7 +88,7 @@ def summarise_task(
         groups or {},
         settings.cv_folds,
     )
-    shown = _all_shown(predictions, split, kind, seed=settings.seed)
+    shown = all_shown(predictions, split, kind, seed=settings.seed)
     draws = SharedDraws(num=settings.num_bootstraps, seed=settings.seed)
     models = []
     for key in _in_order(shown, kinds):
@@ -121,8 +113,19 @@ def summarise_task(
         "num_permutations": settings.num_permutations,
         "seed": settings.seed,
         "models": models,
-        "comparisons": _comparisons(shown, models, facts, draws, settings),
+        "comparisons": _comparisons(shown, models, facts, draws, settings, ceilings(trainings)),
         "few_shot": _few_shot(few_shot, few_shot_missing, kinds, metric),
+        "fractions": None
+        if fractions is None
+        else fraction_curves(
+            fractions,
+            trainings,
+            facts,
+            split=split,
+            draws=draws,
+            num_permutations=settings.num_permutations,
+            seed=settings.seed,
+        ),
         "shuffled": dict(shuffled) if shuffled is not None else None,
     }
 
@@ -139,32 +142,13 @@ def shown_metrics(kind: str, metric: str) -> tuple[str, ...]:
     return (metric, *(each for each in METRICS_OF[kind] if each != metric))
 
 
-def _all_shown(
-    predictions: "pandas.DataFrame", split: str, kind: str, *, seed: int
-) -> dict[Key, Shown]:
-    """Every model and protocol on the shown split, with validation where that is another one."""
-    held = {} if split == "val" else _by_key(predictions, "val", kind)
-    found = {}
-    for key, one in _by_key(predictions, split, kind).items():
-        validation = as_columns(held[key].label, held[key].score) if key in held else None
-        label, score = as_columns(one.label, one.score)
-        found[key] = Shown(kind, label, score, one.subjects, validation, seed, key[1])
-    return found
-
-
-def _by_key(predictions: "pandas.DataFrame", split: str, kind: str) -> dict[Key, Predicted]:
-    rows = predictions[predictions["split"] == split]
-    parts = rows.groupby(["model", "protocol"], sort=True, observed=True)
-    return {(str(key[0]), str(key[1])): matrices(part, kind=kind) for key, part in parts}
-
-
 def _in_order(shown: Mapping[Key, Shown], kinds: Mapping[str, str]) -> list[Key]:
-    """Backbones before floors, models in the order of ``kinds``, the main protocol first."""
+    """By kind, models in the order of ``kinds``, the main protocol first."""
     places = {model: place for place, model in enumerate(kinds)}
     return sorted(
         shown,
         key=lambda key: (
-            kinds[key[0]] == FLOOR,
+            place_of(kinds[key[0]]),
             places[key[0]],
             key[1] != MAIN_PROTOCOL,
             key[1],
@@ -178,9 +162,10 @@ def _comparisons(
     facts: Facts,
     draws: SharedDraws,
     settings: Settings,
+    tops: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Each pair of backbones, each against the best floor, and each together with the clinical
-    columns against these alone, by the primary metric."""
+    """Each pair of backbones, each against the best floor and every supervised ceiling (``tops``),
+    and each together with the clinical columns against these alone, by the primary metric."""
     metric = facts.metrics[0]
     values = {(each["model"], each["protocol"]): each["scores"][metric]["value"] for each in models}
     mains = [(kind, key) for kind, key in _contenders(models) if values[key] is not None]
@@ -191,16 +176,24 @@ def _comparisons(
         sign = -1.0 if METRICS[metric].lower_is_better else 1.0
         best = max(floors, key=lambda key: sign * values[key])
         pairs += [(key, best) for key in backbones]
+    known = [(top, FINE_TUNED) for top in tops if values.get((top, FINE_TUNED)) is not None]
+    pairs += [(key, top) for key in backbones for top in known]
     together = [(model, FUSED) for model, _ in backbones]
     if values.get(_CLINICAL) is not None:
         pairs += [(key, _CLINICAL) for key in together if values.get(key) is not None]
-    scored = {}
-    for key in {key for pair in pairs for key in pair}:
-        score = score_for(shown[key], facts, metric)
-        assert score is not None, "what has a value has a score"
-        scored[key] = _Scored(shown[key].subjects, shown[key].label, score)
-    drawn: dict[Key, Floats] = {}
-    return [_comparison(scored, *pair, metric, draws, drawn, settings) for pair in pairs]
+    compared = {key: shown[key] for key in {key for pair in pairs for key in pair}}
+    made = Pairs(
+        compared,
+        facts,
+        draws=draws,
+        num_permutations=settings.num_permutations,
+        seed=settings.seed,
+    )
+    return [
+        {"a": a[0], "b": b[0], "protocol": a[1], "b_protocol": b[1], "metric": metric}
+        | made.compare(a, b)
+        for a, b in pairs
+    ]
 
 
 def _contenders(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, Key]]:
@@ -216,42 +209,6 @@ def _contenders(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, Key]]:
     return [one for mine in found.values() for one in mine]
 
 
-def _comparison(
-    scored: Mapping[Key, _Scored],
-    a: Key,
-    b: Key,
-    metric: str,
-    draws: SharedDraws,
-    drawn: dict[Key, Floats],
-    settings: Settings,
-) -> dict[str, Any]:
-    names = {"a": a[0], "b": b[0], "protocol": a[1], "b_protocol": b[1], "metric": metric}
-    numbers = ("difference", "low", "high", "p", "p_delong", "detectable")
-    (subjects, label, one), (others, _, other) = scored[a], scored[b]
-    if subjects != others:
-        reason = "scored on other subjects"
-        return names | dict.fromkeys(numbers) | {"n": len(subjects), "reason": reason}
-    mine = draws.of(label, one, metric)
-    for key, score in ((a, one), (b, other)):
-        if key not in drawn:
-            drawn[key] = mine.of(statistic_of(label, score, metric))
-    found = compare(
-        label,
-        one,
-        other,
-        metric,
-        draws=mine,
-        num_permutations=settings.num_permutations,
-        seed=settings.seed,
-        drawn=(drawn[a], drawn[b]),
-    )
-    p_delong = paired_test(label, one, other).p if metric == "auroc" else None
-    values = found._asdict() | {"p_delong": p_delong}
-    known = {name: finite(values[name]) for name in numbers}
-    unmoved = _UNMOVED if known["low"] is None else None
-    return names | known | {"n": len(subjects), "reason": unmoved}
-
-
 def _few_shot(
     scores: "pandas.DataFrame | None",
     missing: Sequence[Mapping[str, Any]],
@@ -264,8 +221,3 @@ def _few_shot(
         scores = scores.assign(protocol=MAIN_PROTOCOL)
     lower = METRICS[metric].lower_is_better
     return few_shot_curves(scores, kinds=kinds, missing=missing, lower_is_better=lower)
-
-
-def finite(value: float | None) -> float | None:
-    """A number as JSON has it: None for what is not defined."""
-    return float(value) if value is not None and np.isfinite(value) else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 DRAFT = ".building"
 RUN = "run.json"  # written last: a draft that has one is whole
-PARTS = ("predictions", "groups", "few_shot", "statistics", "curves", "pictures")
+PARTS = ("predictions", "groups", "few_shot", "fractions", "statistics", "curves", "pictures")
 
 
 @contextmanager

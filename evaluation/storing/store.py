@@ -11,6 +11,8 @@ predictions/TASK.parquet     one row per model, protocol, split, subject and out
 groups/TASK.parquet          the group columns of the scored subjects
 few_shot/TASK.parquet        one score per model, protocol, size of the training set and draw
 few_shot/TASK.json           the draws themselves, nested: the first k subjects are the k-shot set
+fractions/TASK.parquet       one row per fine-tuning, share of the training subjects, split, subject
+                             and output
 statistics/TASK.json         every score with its interval, and what else the report says of a task
 curves/MODEL.json            the loss of each backbone's pretraining
 pictures/*.npz               slices of the cohort; MODEL_reconstructions.npz
@@ -44,6 +46,16 @@ SCHEMA_VERSION = 2
 PREDICTION_COLUMNS = (
     "model",
     "protocol",
+    "split",
+    "subject",
+    "output",
+    "label",
+    "event",
+    "score",
+)
+FRACTION_COLUMNS = (
+    "model",
+    "fraction",
     "split",
     "subject",
     "output",
@@ -126,7 +138,8 @@ def predictions_digest(store: Path, task: str) -> str:
     Raises:
         StoreError: A file of the task is missing.
     """
-    files = [store / part / f"{task}.parquet" for part in ("predictions", "groups", "few_shot")]
+    parts = ("predictions", "groups", "few_shot", "fractions")
+    files = [store / part / f"{task}.parquet" for part in parts]
     if not files[0].is_file():
         raise StoreError(f"{files[0]}: missing; run python -m evaluation.run again")
     found = {file.parent.name: sha256_of(file) for file in files if file.is_file()}
@@ -187,6 +200,17 @@ def read_few_shot_draws(store: Path, task: str) -> dict[str, Any] | None:
     """The stored draws: ``{seed, shots, draws: [{class: [subject, ...]}]}``, nested by order."""
     path = store / "few_shot" / f"{task}.json"
     return read_json(path) if path.is_file() else None
+
+
+def write_fractions(store: Path, task: str, rows: "pandas.DataFrame") -> None:
+    """Write the predictions of networks that were trained on shares of the training subjects."""
+    _write_table(store / "fractions" / f"{task}.parquet", rows, FRACTION_COLUMNS, num_keys=5)
+
+
+def read_fractions(store: Path, task: str) -> "pandas.DataFrame | None":
+    """One row per (model, fraction, split, subject, output): ``FRACTION_COLUMNS``; None without."""
+    path = store / "fractions" / f"{task}.parquet"
+    return _read_table(path) if path.is_file() else None
 
 
 def write_curve(store: Path, model: str, curve: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from foundation.artefact.layout import FILES, SUMS, BackboneError
+from foundation.artefact.layout import ALL_FILES, SUMS, BackboneError
 from shards.files import PIECE_BYTES
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
@@ -86,7 +86,7 @@ def _safe_name(member: _Member, *, archive: Path) -> str:
     path = PurePosixPath(member.name.replace("\\", "/"))
     parts = [part for part in path.parts if part != "."]
     inside = 1 <= len(parts) <= 2 and ".." not in parts and not path.is_absolute()
-    if inside and member.is_file and parts[-1] in (*FILES, SUMS):
+    if inside and member.is_file and parts[-1] in (*ALL_FILES, SUMS):
         return parts[-1]
     shown = member.name[:100].encode("unicode_escape").decode()
     kind = "" if member.is_file else ", which is no plain file"

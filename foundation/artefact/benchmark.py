@@ -1,11 +1,11 @@
-"""What evaluation has found of a backbone, for its card: from the JSON files of ``statistics/``."""
+"""What evaluation has found of a backbone or a fine-tuned model, from its ``statistics/``."""
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_BACKBONE, _FLOOR = "backbone", "floor"
+_BACKBONE, _TRAINED, _FLOOR = "backbone", "trained", "floor"
 _STATISTICS, _RUN = "statistics", "run.json"
 _KEYS = {"task", "metric", "split", "models"}
 
@@ -66,28 +66,35 @@ def model_with(digest: str, where: Path) -> str:
     return found[0]
 
 
-def scored(statistics: Iterable[Mapping[str, Any]], *, model: str | None) -> list[Scored]:
-    """One row for each task and protocol of a backbone.
+def scored(
+    statistics: Iterable[Mapping[str, Any]], *, model: str | None, tuned_for: str | None = None
+) -> list[Scored]:
+    """One row for each task and protocol of a backbone, or for the task of a fine-tuned model.
 
     Args:
         statistics: Of one task each.
-        model: The backbone's name in them; None where they know only one.
+        model: Its name in them; None where they know only one.
+        tuned_for: The task of a fine-tuned model; None for a backbone.
 
     Raises:
         BenchmarkError: They know several and none was named, or not the one that was.
     """
+    kind = _BACKBONE if tuned_for is None else _TRAINED
+    word = "backbone" if tuned_for is None else "model trained for this task"
     rows, names = [], set()
     for each in statistics:
-        backbones = [one for one in each["models"] if one["kind"] == _BACKBONE]
+        if tuned_for not in (None, each["task"]):
+            continue
+        backbones = [one for one in each["models"] if one["kind"] == kind]
         names |= {one["model"] for one in backbones}
         floor = _best_floor(each)
         mine = [one for one in backbones if model in (None, one["model"])]
         rows += [_row(one, of=each, floor=floor) for one in mine]
     known = ", ".join(sorted(names)) or "none"
     if model is None and len(names) > 1:
-        raise BenchmarkError(f"the statistics know several backbones ({known}); name one")
+        raise BenchmarkError(f"the statistics know several: {word} {known}; name one")
     if model is not None and model not in names:
-        raise BenchmarkError(f"the statistics know no backbone {model!r}, only {known}")
+        raise BenchmarkError(f"the statistics know no {word} {model!r}, only {known}")
     return rows
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from foundation.artefact.cache import cache_folder
-from foundation.artefact.layout import FILES, SUMS, BackboneError
-from foundation.artefact.reading import verified_sums
+from foundation.artefact.layout import ALL_FILES, SUMS, BackboneError
+from foundation.artefact.reading import listed_sums, verified_sums
 
 HUB = "hf://"
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?/?")
-_NAMES = (*FILES, SUMS)
+_NAMES = (*ALL_FILES, SUMS)
 
 
 class Address(NamedTuple):
@@ -86,7 +86,7 @@ def upload(folder: Path, url: str, *, message: str, private: bool) -> str:
         done = api.upload_folder(
             repo_id=address.repo,
             folder_path=folder,
-            allow_patterns=list(_NAMES),
+            allow_patterns=[*listed_sums((folder / SUMS).read_bytes()), SUMS],
             revision=address.revision,
             commit_message=message,
         )

@@ -17,15 +17,14 @@ from foundation.artefact.archive import is_archive
 from foundation.artefact.benchmark import Scored
 from foundation.artefact.finding import as_url
 from foundation.artefact.hub import HUB, remote_sums, upload
-from foundation.artefact.layout import CARD, FILES, RECIPE, SUMS, BackboneError
-from foundation.artefact.reading import digest_of, read_artefact, verified_sums
+from foundation.artefact.layout import CARD, RECIPE, SUMS, BackboneError
+from foundation.artefact.reading import digest_of, listed_sums, read_artefact, verified_sums
 from foundation.artefact.saving import seal
 from foundation.running.card import model_card
 from foundation.running.files import sync_tree
 from shards.files import fresh_folder, publish_folder, write_text
 from shards.storage.places import Place, PlaceError
 
-_NAMES = (*FILES, SUMS)
 _TARS = (".tar", ".tar.gz", ".tgz")
 
 
@@ -61,7 +60,7 @@ def push_backbone(
     if not benchmark:
         return _push(folder, to, message=message, private=private, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="scanfm-") as beside:
-        for name in FILES:
+        for name in _names(folder):
             shutil.copyfile(folder / name, Path(beside) / name)
         card = model_card(
             artefact.vit_config,
@@ -69,6 +68,7 @@ def push_backbone(
             provenance=artefact.provenance,
             recipe=_recipe(folder / RECIPE),
             benchmark=benchmark,
+            settings=artefact.tuned.settings if artefact.tuned else None,
         )
         write_text(Path(beside) / CARD, card)
         seal(Path(beside))
@@ -99,7 +99,7 @@ def _push_url(folder: Path, url: str, *, mine: bytes, overwrite: bool) -> str:
         _refuse_another(there, mine=mine, where=str(place), overwrite=overwrite)
         if there is not None:
             place.delete(SUMS)  # until it is back, nobody takes old and new files for one
-        for name in _NAMES:
+        for name in _names(folder):
             place.upload(folder / name, name)
     except PlaceError as error:
         raise BackboneError(str(error)) from None
@@ -114,7 +114,7 @@ def _push_folder(folder: Path, to: Path, *, mine: bytes, overwrite: bool) -> str
         _refuse_another(there, mine=mine, where=str(to), overwrite=overwrite)
     try:
         beside = fresh_folder(to)
-        for name in _NAMES:
+        for name in _names(folder):
             shutil.copyfile(folder / name, beside / name)
         verified_sums(beside)
         sync_tree(beside)
@@ -149,11 +149,16 @@ def _push_archive(folder: Path, to: Path, *, overwrite: bool) -> str:
 
 def _pack(folder: Path, file: BinaryIO) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in sorted(_NAMES):
+        for name in sorted(_names(folder)):
             about = tarfile.TarInfo(f"backbone/{name}")
             about.size, about.mode = (folder / name).stat().st_size, 0o644
             with (folder / name).open("rb") as content:
                 tar.addfile(about, content)
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    """What there is to publish, ``SHA256SUMS`` last."""
+    return (*listed_sums((folder / SUMS).read_bytes()), SUMS)
 
 
 def _refuse_another(there: bytes | None, *, mine: bytes, where: str, overwrite: bool) -> None:

@@ -1,35 +1,34 @@
 """From a folder to a network that is proven to be the published one, file by file."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from foundation.artefact.golden import check_golden
+from foundation.artefact.head import Tuned, read_head
 from foundation.artefact.layout import (
     CONFIG,
-    FILES,
     GOLDEN,
+    HEAD,
     PREPROCESSING,
     PROVENANCE,
     SUMS,
     VERSION,
     WEIGHTS,
     BackboneError,
+    odd_names,
 )
-from foundation.artefact.tensors import Header, read_header, read_tensors
+from foundation.artefact.tensors import Header, read_header
+from foundation.artefact.texts import read_json, section_of
 from foundation.artefact.versions import Texts, check_version, upgraded
+from foundation.artefact.weights import with_weights
 from foundation.network.patches import patch_grid
 from foundation.preprocessing import Preprocessing
 from foundation.vit import Vit3d, VitConfig, build_vit
-from recipes.load import RecipeError, parse
 from shards.files import sha256_of
 
 MOST_SUMS_BYTES = 1 << 16
-_MOST_TEXT_BYTES = 1 << 30
 
 
 class Artefact(NamedTuple):
@@ -45,6 +44,8 @@ class Artefact(NamedTuple):
     """of the schema it was written with"""
     num_tensors: int
     golden_error: float
+    tuned: Tuned | None
+    """its head, if it was fine-tuned; it shares ``vit``"""
 
 
 def read_artefact(folder: Path) -> Artefact:
@@ -59,11 +60,12 @@ def read_artefact(folder: Path) -> Artefact:
     version = check_version(config.get(VERSION), where=str(folder / CONFIG))
     texts = Texts(config, read_json(folder / PREPROCESSING))
     texts = upgraded(texts, where=str(folder / CONFIG))
-    vit_config = _section(folder / CONFIG, VitConfig, texts.config.get("vit"))
-    preprocessing = _section(folder / PREPROCESSING, Preprocessing, texts.preprocessing)
+    vit_config = section_of(folder / CONFIG, VitConfig, texts.config.get("vit"))
+    preprocessing = section_of(folder / PREPROCESSING, Preprocessing, texts.preprocessing)
     _check_crop(preprocessing, vit_config, path=folder / PREPROCESSING)
     header = read_header(folder / WEIGHTS)
-    vit = _with_weights(vit_config, folder / WEIGHTS, header=header).eval()
+    vit = _vit_of(vit_config, folder / WEIGHTS, header=header)
+    tuned = read_head(folder, vit) if HEAD in listed_sums(sums) else None
     return Artefact(
         vit=vit,
         vit_config=vit_config,
@@ -72,7 +74,8 @@ def read_artefact(folder: Path) -> Artefact:
         digest=digest_of(sums),
         version=version,
         num_tensors=len(header),
-        golden_error=check_golden(vit, folder / GOLDEN),
+        golden_error=check_golden(vit, folder / GOLDEN, tuned=tuned),
+        tuned=tuned,
     )
 
 
@@ -97,9 +100,9 @@ def verified_sums(folder: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(MOST_SUMS_BYTES)
     listed = listed_sums(content)
-    if set(listed) != set(FILES):
+    if odd_names(listed):
         _refuse_newer(folder, listed)
-        odd = ", ".join(sorted(set(listed) ^ set(FILES)))[:200].encode("unicode_escape").decode()
+        odd = ", ".join(sorted(odd_names(listed)))[:200].encode("unicode_escape").decode()
         raise BackboneError(f"{path}: must list exactly the files of a backbone; differs in {odd}")
     for name in sorted(listed):
         _check_sum(folder / name, listed[name])
@@ -114,25 +117,6 @@ def listed_sums(content: bytes) -> dict[str, str]:
         if line:
             listed[name] = expected
     return listed
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A mapping from a file.
-
-    Raises:
-        BackboneError: It is none, or cannot be read.
-    """
-    try:
-        if (size := path.stat().st_size) > _MOST_TEXT_BYTES:
-            raise BackboneError(f"{path}: {size} bytes, at most {_MOST_TEXT_BYTES} are read")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except BackboneError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise BackboneError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise BackboneError(f"{path}: holds {type(content).__name__}, expected a mapping")
-    return content
 
 
 def _check_sum(file: Path, expected: str) -> None:
@@ -152,13 +136,6 @@ def _refuse_newer(folder: Path, listed: Mapping[str, str]) -> None:
         check_version(read_json(folder / CONFIG).get(VERSION), where=str(folder / CONFIG))
 
 
-def _section(path: Path, schema: type[Any], content: Any) -> Any:
-    try:
-        return parse(content, schema, where=str(path))
-    except RecipeError as error:
-        raise BackboneError(" ".join(str(error).split())) from None
-
-
 def _check_crop(preprocessing: Preprocessing, vit_config: VitConfig, *, path: Path) -> None:
     try:
         patch_grid(preprocessing.crop_shape, vit_config.patch_size)
@@ -166,31 +143,10 @@ def _check_crop(preprocessing: Preprocessing, vit_config: VitConfig, *, path: Pa
         raise BackboneError(f"{path}: {error}") from None
 
 
-def _with_weights(vit_config: VitConfig, path: Path, *, header: Header) -> Vit3d:
+def _vit_of(vit_config: VitConfig, path: Path, *, header: Header) -> Vit3d:
     if vit_config.resolved.depth > len(header):  # before so many blocks are built
         raise BackboneError(
             f"{path}: lacks tensors, it holds {len(header)} and {CONFIG} asks for "
             f"{vit_config.resolved.depth} blocks"
         )
-    try:
-        with torch.device("meta"):
-            vit = build_vit(vit_config)
-    # Sizes that no tensor can have end in any of these.
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise BackboneError(f"{path.with_name(CONFIG)}: no such network ({reason})") from None
-    expected = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
-    if odd := sorted(set(expected) ^ set(header)):
-        missing = [name for name in odd if name in expected]
-        word = f"lacks {missing[0]!r}" if missing else f"holds the foreign tensor {odd[0]!r}"
-        raise BackboneError(f"{path}: {word} ({len(odd)} names differ from {CONFIG})")
-    for name, shape in expected.items():
-        if header[name].shape != shape:
-            raise BackboneError(
-                f"{path}: {name!r} has shape {header[name].shape}, {CONFIG} asks {shape}"
-            )
-    tensors = read_tensors(path)
-    if odd := sorted(name for name, tensor in tensors.items() if not tensor.is_floating_point()):
-        raise BackboneError(f"{path}: {odd[0]!r} is {header[odd[0]].dtype}, expected floats")
-    vit.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    return vit
+    return with_weights(lambda: build_vit(vit_config), path, header=header, described_by=CONFIG)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from foundation.artefact.archive import is_archive, unpack
 from foundation.artefact.cache import draft, held, kept, remember, remembered
-from foundation.artefact.layout import FILES, SUMS, BackboneError
+from foundation.artefact.layout import SUMS, BackboneError, odd_names
 from foundation.artefact.reading import MOST_SUMS_BYTES, digest_of, listed_sums
 from shards.storage.errors import Interrupted, MissingFile, retried
 from shards.storage.places import Place, PlaceError
@@ -41,10 +41,11 @@ def _fetch_folder(url: str) -> Path:
     identity = digest_of(sums)
     folder = held(identity)
     if folder is None:
-        if set(listed_sums(sums)) != set(FILES):
+        listed = listed_sums(sums)
+        if odd_names(listed):
             raise BackboneError(f"{place}/{SUMS}: does not list the files of a backbone")
         with draft() as beside:
-            place.fetch(FILES, beside)
+            place.fetch(sorted(listed), beside)
             (beside / SUMS).write_bytes(sums)
             folder = kept(beside, where=str(place))
     remember({"url": url}, folder)

@@ -23,6 +23,7 @@ class LoadReport:
         num_parameters: Numbers in them.
         golden_error: Largest difference between the stored embedding and the one computed now.
         preprocessing: The contract.
+        predicts: What its head does, in words; None where it has none.
     """
 
     where: str
@@ -35,6 +36,7 @@ class LoadReport:
     num_parameters: int
     golden_error: float
     preprocessing: Preprocessing
+    predicts: str | None = None
 
     def __str__(self) -> str:
         width, depth, heads = self.vit_config.resolved
@@ -49,6 +51,8 @@ class LoadReport:
             "golden": f"comes out {self.golden_error:.1e} away, {GOLDEN_TOLERANCE:g} is allowed",
             "expects": contract_in_words(self.preprocessing),
         }
+        if self.predicts is not None:
+            lines["predicts"] = self.predicts
         return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
 
 

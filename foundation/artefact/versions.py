@@ -16,7 +16,13 @@ class Texts(NamedTuple):
 Upgrade = Callable[[Texts], Texts]
 """From one version to the next: what a new key means for a backbone that was written without it."""
 
-UPGRADES: Sequence[Upgrade] = ()
+
+def _may_have_a_head(texts: Texts) -> Texts:
+    """1 to 2: a head lies in files of its own, so both texts stay; a backbone of 1 has none."""
+    return texts
+
+
+UPGRADES: Sequence[Upgrade] = (_may_have_a_head,)
 """The first leads from version 1 to 2, and so on. A key with a default needs none: write one where
 a name or a meaning changes, and never take one away."""
 

@@ -22,6 +22,8 @@ MARGIN = 1.1
 """How far beyond the recorded spacings a voxel's edge may lie, as a factor."""
 MOST_MADE_UP = 2.0
 """How much coarser than the contract's spacing an edge may be: voxels are then interpolated."""
+ROUNDING = 1e-3
+"""Of edges that headers give, as a share."""
 _HEAD_BYTES = 540
 # Offsets of qform_code and sform_code, and their type, by the header's length.
 _CODES = {348: (252, "hh"), 540: (344, "ii")}
@@ -59,7 +61,7 @@ class Coverage:
     def _of_spacing(self, scan: Scan) -> list[str]:
         found = []
         for name, own, low, high in zip("DHW", scan.spacing_mm, *self._limits(), strict=True):
-            if not low <= own <= high:
+            if not low * (1 - ROUNDING) <= own <= high * (1 + ROUNDING):
                 wanted = f"at most {high:.3g}" if low == 0 else f"{low:.3g} to {high:.3g}"
                 found.append(f"spacing of {own:.3g} mm along {name}, covered is {wanted}")
         return found

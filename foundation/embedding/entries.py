@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from shards.files import write_bytes
 
-Status = Literal["embedded", "refused", "failed"]
-Array = NDArray[np.float32]
+Status = Literal["embedded", "predicted", "refused", "failed"]
+Array = NDArray[np.floating[Any]]
 
-KINDS = ("cls", "mean")
+DONE: tuple[Status, ...] = ("embedded", "predicted")
 _FACTS = ("scan", "subject", "sequence", "status", "reason", "modality", "spacing_mm")
+_FACTS_OF = "facts"
 _CHUNK = 8  # inputs a file holds, and that a kill loses at most
 _CHUNK_S = 60.0
 
@@ -29,12 +30,12 @@ class Entry:
     """One scan of an input, or why there is none.
 
     Attributes:
-        key: Of the input and all else that its features depend on.
+        key: Of the input and all else that its arrays depend on.
         scan, subject, sequence: Names for the table.
-        status: ``refused`` is not covered by the contract, ``failed`` cannot be read or embedded.
-        reason: In words; of an embedded one, why it is not covered.
+        status: ``refused`` is not covered by the contract, ``failed`` cannot be read or computed.
+        reason: In words; of one that was done, why it is not covered.
         modality, spacing_mm: As the scan was read; empty where it was not.
-        features: (E,) for each of ``KINDS``; empty unless embedded.
+        arrays: What was made of it, by name, one axis each; empty unless it was done.
     """
 
     key: str
@@ -45,7 +46,12 @@ class Entry:
     reason: str = ""
     modality: str = ""
     spacing_mm: tuple[float, ...] = ()
-    features: Mapping[str, Array] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has arrays, and a row."""
+        return self.status in DONE
 
     def facts(self) -> dict[str, Any]:
         """A line of the ledger, JSON-like."""
@@ -66,7 +72,7 @@ class Kept:
     def load(self) -> dict[str, list[Entry]]:
         """By key, all entries of the input; of two attempts the later.
 
-        A damaged file is passed over, and its inputs are embedded again.
+        A damaged file is passed over, and its inputs are done again.
         """
         found: dict[str, list[Entry]] = {}
         for path in sorted(self.folder.glob("[0-9]*.npz")):
@@ -115,26 +121,26 @@ class Kept:
 
 def _content(entries: Sequence[Entry]) -> bytes:
     facts = json.dumps([{"key": entry.key, **entry.facts()} for entry in entries])
-    embedded = [entry for entry in entries if entry.features]
-    arrays: dict[str, Any] = {
-        kind: np.stack([entry.features[kind] for entry in embedded]) for kind in KINDS if embedded
-    }
+    done = [entry for entry in entries if entry.is_done]
+    arrays: dict[str, Any] = {_FACTS_OF: np.frombuffer(facts.encode(), np.uint8)}
+    for name in done[0].arrays if done else ():
+        arrays[name] = np.stack([entry.arrays[name] for entry in done])
     content = io.BytesIO()
-    np.savez(content, facts=np.frombuffer(facts.encode(), np.uint8), **arrays)
+    np.savez(content, **arrays)
     return content.getvalue()
 
 
 def _read(path: Path) -> Iterator[Entry]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            facts = json.loads(bytes(arrays["facts"]))
-            features = {kind: arrays[kind] for kind in KINDS if kind in arrays}
+            facts = json.loads(bytes(arrays[_FACTS_OF]))
+            made = {name: arrays[name] for name in arrays if name != _FACTS_OF}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return
     place = 0
     for one in facts:
         row: dict[str, Array] = {}
-        if one["status"] == "embedded":
-            row = {kind: array[place] for kind, array in features.items()}
+        if one["status"] in DONE:
+            row = {name: array[place] for name, array in made.items()}
             place += 1
-        yield Entry(**{**one, "spacing_mm": tuple(one["spacing_mm"])}, features=row)
+        yield Entry(**{**one, "spacing_mm": tuple(one["spacing_mm"])}, arrays=row)

@@ -1,4 +1,4 @@
-"""What there is to embed: files, DICOM series of a folder, rows of a cohort or of a plain table."""
+"""Inputs: files, DICOM series of a folder, rows of a cohort or of a plain table."""
 
 import os
 import re
@@ -22,8 +22,8 @@ RECIPES = (".yaml", ".yml")
 NAMESPACE = "embed"
 
 
-class EmbedError(ValueError):
-    """Nothing could be embedded, or the table could not be written."""
+class JobError(ValueError):
+    """Nothing was found or could be done, or the table could not be written."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def find_items(
         data_root: What a cohort's table and scans lie below; of a plain table its own folder.
 
     Raises:
-        EmbedError: Nothing is there, or a table is none.
+        JobError: Nothing is there, or a table is none.
         ValueError: The cohort cannot be used.
     """
     if not scans.exists():
-        raise EmbedError(f"{scans}: no such file or folder")
+        raise JobError(f"{scans}: no such file or folder")
     if scans.is_dir():
         return _of_folder(scans, modality=modality, subject=subject)
     ending = scans.suffix.lower()
@@ -138,7 +138,7 @@ def _subject_in(name: str, pattern: str | None) -> str:
         return PurePosixPath(name).parts[0]
     found = re.search(pattern, name)
     if found is None:
-        raise EmbedError(f"--subject {pattern!r} finds nothing in the name {name}")
+        raise JobError(f"--subject {pattern!r} finds nothing in the name {name}")
     return "/".join(group or "" for group in found.groups()) or found[0]
 
 
@@ -186,7 +186,7 @@ def _of_row(row: CohortRow, *, root: Path, modality: str | None) -> Iterator[Ite
 def _of_table(table: Path, *, root: Path, modality: str | None) -> Found:
     columns = read_columns(table.name, table)
     if "scan" not in columns:
-        raise EmbedError(
+        raise JobError(
             f"{table}: no column 'scan', it has {', '.join(columns) or 'none'}; a table names its "
             f"scans in 'scan', and as wanted 'subject', 'sequence' and 'modality'; for other names "
             f"write a cohort YAML (recipes/cohorts/template.yaml)"
@@ -194,10 +194,10 @@ def _of_table(table: Path, *, root: Path, modality: str | None) -> Found:
     items = []
     for number, where in enumerate(columns["scan"]):
         if where is None:
-            raise EmbedError(f"{table}, row {number + 1}: the cell of 'scan' is empty")
+            raise JobError(f"{table}, row {number + 1}: the cell of 'scan' is empty")
         told = {name: _cell(columns, name, number) for name in ("subject", "sequence", "modality")}
         if told["modality"] not in ("", *MODALITIES):
-            raise EmbedError(
+            raise JobError(
                 f"{table}, row {number + 1}: modality {told['modality']!r}, expected one of "
                 f"{', '.join(MODALITIES)}"
             )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from foundation.embedding.inputs import EmbedError, Item
+from foundation.embedding.inputs import Item, JobError
 from shards.pseudonym import pseudonym
 
 
@@ -18,7 +18,7 @@ def by_place(items: Sequence[Item]) -> tuple[Item, ...]:
     Where that folder is another subject's too, by the name of the first scan.
 
     Raises:
-        EmbedError: Two scans have one name.
+        JobError: Two scans have one name.
     """
     _check_unique(items)
     names: dict[str, list[str]] = {}
@@ -40,7 +40,7 @@ def by_key(items: Sequence[Item], *, key: bytes, namespace: str) -> tuple[Item, 
     """Pseudonyms, in their own order; subjects' are the shards' for a source's ``namespace``.
 
     Raises:
-        EmbedError: Two scans have one name.
+        JobError: Two scans have one name.
     """
     _check_unique(items)
     named = [
@@ -63,4 +63,4 @@ def _check_unique(items: Sequence[Item]) -> None:
     counts = Counter(item.name for item in items)
     twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
-        raise EmbedError(f"{twice} stands {counts[twice]} times; each scan is embedded once")
+        raise JobError(f"{twice} stands {counts[twice]} times; each scan has one row")

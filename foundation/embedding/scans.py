@@ -1,26 +1,25 @@
-"""From an opened input to its entries: judged, embedded, its token map written."""
+"""Embed many scans: a row of features for each, and its token map where wanted."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from foundation.backbone import Backbone, load_backbone
+from foundation.embedding.coverage import Coverage, coverage_of
+from foundation.embedding.entries import Array, Entry, Status
+from foundation.embedding.features import check_takes_scans, embed_scan
+from foundation.embedding.job import ScansJob, file_of, run_job
+from foundation.embedding.table import Per, facts_of, grouped, means_of, write_table
+from foundation.embedding.token_map import token_map, write_token_map
+from shards.scan import Scan
 
-from foundation.backbone import Backbone
-from foundation.embedding.coverage import Coverage
-from foundation.embedding.entries import Entry
-from foundation.embedding.features import embed_scan
-from foundation.embedding.inputs import Item
-from foundation.embedding.reading import Opened
-from foundation.embedding.token_map import TokenMap, token_map, write_token_map
-from shards.scan import Scan, ScanError
+_ENDING = "tokens.nii"
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """What is done with every scan.
+    """Embedding as the work of a job.
 
     Attributes:
         backbone: In evaluation mode.
@@ -33,59 +32,50 @@ class Embedding:
     coverage: Coverage
     allow_uncovered: bool = False
     dense: Path | None = None
+    done: Status = "embedded"
+
+    def settings(self) -> Mapping[str, Any]:
+        """The backbone; where maps lie."""
+        return {"backbone": self.backbone.digest, "dense": str(self.dense)}
+
+    def of_scan(self, scan: Scan, *, name: str, source: Path | None) -> Mapping[str, Array]:
+        """(E,) float32 of each kind of token."""
+        del source
+        features = embed_scan(self.backbone, scan)
+        if self.dense is not None:
+            tokens = token_map(self.backbone, scan)
+            write_token_map(file_of(self.dense, name, ending=_ENDING), tokens)
+        return {kind: tensor.cpu().numpy() for kind, tensor in features._asdict().items()}
+
+    def is_whole(self, name: str) -> bool:
+        """Whether its map is there."""
+        return self.dense is None or file_of(self.dense, name, ending=_ENDING).is_file()
+
+    def write_table(self, out: Path, entries: Sequence[Entry], *, per: Per) -> int:
+        """Spacings of a scan stand beside its other facts; a subject's features are means."""
+        groups = grouped(entries, per=per)
+        facts = facts_of(groups, per=per)
+        if per == "scan":
+            uncovered = facts.pop("uncovered")
+            for axis, name in enumerate("dhw"):
+                facts[f"spacing_{name}_mm"] = [one.spacing_mm[axis] for (one,) in groups]
+            facts["uncovered"] = uncovered
+        write_table(out, facts, means_of(groups))
+        return len(groups)
 
 
-def map_path(folder: Path, scan: str) -> Path:
-    """Of the token map of a row: ``a/first.nii.gz`` gives ``FOLDER/a/first.nii.gz.tokens.nii``."""
-    parts = [part for part in Path(scan).parts if part not in ("..", "/")]
-    return folder.joinpath(*parts[:-1], f"{parts[-1]}.tokens.nii")
+def embed_scans(job: ScansJob) -> None:
+    """Write the table, the ledger and the token maps; a job that was ended goes on.
 
+    Raises:
+        JobError: No scan was found, or none could be embedded; the ledger says why.
+        BackboneError: The backbone is not what was published.
+        InputError: It takes several sequences at once.
+    """
 
-def entries_of(how: Embedding, item: Item, opened: Opened, *, key: str) -> Iterator[Entry]:
-    """An entry for each volume of an input, or one that says why there is none."""
+    def begin(device: str) -> Embedding:
+        backbone = load_backbone(job.where, device=device)
+        check_takes_scans(backbone)
+        return Embedding(backbone, coverage_of(backbone), job.allow_uncovered, job.files)
 
-    def entry(status: Any, *, number: int, **about: Any) -> Entry:
-        name = item.name if number == 1 else f"{item.name}@{number}"
-        return Entry(key, name, item.subject, item.sequence, status, **about)
-
-    if opened.first is None:
-        status = "refused" if item.verdict else "failed"
-        yield entry(status, number=1, reason=item.verdict or opened.failure)
-        return
-    scan: Scan | None = opened.first
-    number = 0
-    while scan is not None:
-        number += 1
-        about, tokens = _of_scan(how, scan, is_oriented=opened.is_oriented)
-        made = entry(number=number, **about)
-        if how.dense is not None and tokens is not None:
-            write_token_map(map_path(how.dense, made.scan), tokens)
-        yield made
-        try:
-            scan = next(opened.others, None)
-        except ScanError as error:
-            yield entry("failed", number=number + 1, reason=str(error))
-            return
-
-
-def _of_scan(
-    how: Embedding, scan: Scan, *, is_oriented: bool
-) -> tuple[dict[str, Any], TokenMap | None]:
-    """Status, reason, modality, spacing and features of one scan, and its map where wanted."""
-    uncovered = "; ".join(how.coverage.reasons(scan, is_oriented=is_oriented))
-    about = {"modality": scan.modality, "spacing_mm": tuple(map(float, scan.spacing_mm))}
-    if uncovered and not how.allow_uncovered:
-        return {"status": "refused", "reason": uncovered, **about}, None
-    try:
-        features = embed_scan(how.backbone, scan)
-        tokens = token_map(how.backbone, scan) if how.dense is not None else None
-    except ScanError as error:
-        return {"status": "failed", "reason": str(error), **about}, None
-    except torch.OutOfMemoryError:
-        shape = " x ".join(map(str, scan.voxels.shape))
-        reason = f"{shape} voxels do not fit into the memory of the device"
-        return {"status": "failed", "reason": reason, **about}, None
-    arrays = {name: tensor.cpu().numpy() for name, tensor in features._asdict().items()}
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        return {"status": "failed", "reason": "the features are not finite", **about}, None
-    return {"status": "embedded", "reason": uncovered, "features": arrays, **about}, tokens
+    run_job(job, begin, makes="features")

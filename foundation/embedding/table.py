@@ -1,95 +1,87 @@
-"""The table of features: a row for each scan, or for each subject, as CSV, Parquet or npz."""
+"""A table: a row for each scan, or for each subject, as CSV, Parquet or npz."""
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from foundation.embedding.entries import KINDS, Array, Entry
-from foundation.embedding.inputs import EmbedError
+from foundation.embedding.entries import Array, Entry
+from foundation.embedding.inputs import JobError
 from shards.files import write_bytes
 
 Per = Literal["scan", "subject"]
 Facts = dict[str, list[Any]]
 Features = dict[str, Array]
+Groups = Sequence[Sequence[Entry]]
+"""The scans of each row."""
 
 FORMATS = (".parquet", ".csv", ".npz")
 
 
 def check_table(out: Path) -> None:
-    """Told before anything is embedded.
+    """Told before any scan is read.
 
     Raises:
-        EmbedError: No such format, or the library for it is not installed.
+        JobError: No such format, or the library for it is not installed.
     """
     if out.suffix not in FORMATS:
-        raise EmbedError(f"{out}: a table ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+        raise JobError(f"{out}: a table ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if out.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
-            raise EmbedError(
+            raise JobError(
                 f"{out}: Parquet needs pyarrow: pip install pyarrow; .csv and .npz need nothing"
             ) from None
 
 
-def write_table(out: Path, entries: Sequence[Entry], *, per: Per) -> int:
-    """Write what was embedded, whole or not at all.
+def grouped(entries: Sequence[Entry], *, per: Per) -> Groups:
+    """What was done, row by row: by scan, or by subject in the order of their first scans."""
+    groups: dict[Any, list[Entry]] = {}
+    for number, entry in enumerate(each for each in entries if each.is_done):
+        groups.setdefault(number if per == "scan" else entry.subject, []).append(entry)
+    return list(groups.values())
 
-    Columns are ``scan, subject, sequence, modality, spacing_{d,h,w}_mm, uncovered``, or ``subject,
-    num_scans, modality, uncovered``, where the latter says why a scan is not covered; then the
-    features: one column a number in CSV (``cls_0``, ...), else one array ``cls`` and one ``mean``.
+
+def facts_of(groups: Groups, *, per: Per) -> Facts:
+    """Columns ``scan, subject, sequence, modality, uncovered``, or of subjects ``subject,
+    num_scans, modality, uncovered``, where the last says why a scan is not covered.
+    """
+    if per == "scan":
+        names = ("scan", "subject", "sequence", "modality")
+        facts: Facts = {name: [getattr(one, name) for (one,) in groups] for name in names}
+        return facts | {"uncovered": [one.reason for (one,) in groups]}
+    return {
+        "subject": [group[0].subject for group in groups],
+        "num_scans": [len(group) for group in groups],
+        "modality": [_joined(group, "modality", "+") for group in groups],
+        "uncovered": [_joined(group, "reason", "; ") for group in groups],
+    }
+
+
+def means_of(groups: Groups) -> Features:
+    """The arrays of the scans of each row, averaged, (rows, E) each."""
+    return {
+        name: np.stack([np.stack([one.arrays[name] for one in group]).mean(0) for group in groups])
+        for name in groups[0][0].arrays
+    }
+
+
+def write_table(out: Path, facts: Facts, features: Features) -> None:
+    """Write columns, whole or not at all; a cell that is NaN is empty.
 
     Args:
         out: Its ending chooses the format.
-        entries: All of them, in the order of the rows.
-        per: A row is a scan, or the mean of a subject's scans.
-
-    Returns:
-        The number of rows.
+        facts: Columns of text or of numbers.
+        features: One column a number in CSV (``cls_0``, ...), else an array each.
     """
-    embedded = [entry for entry in entries if entry.status == "embedded"]
-    facts, features = (_by_scan if per == "scan" else _by_subject)(embedded)
     content = {".parquet": _parquet, ".csv": _csv, ".npz": _npz}[out.suffix](facts, features)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, content)
-    return len(features[KINDS[0]])
-
-
-def _by_scan(entries: Sequence[Entry]) -> tuple[Facts, Features]:
-    facts: Facts = {
-        name: [getattr(entry, name) for entry in entries]
-        for name in ("scan", "subject", "sequence", "modality")
-    }
-    for axis, name in enumerate("dhw"):
-        facts[f"spacing_{name}_mm"] = [entry.spacing_mm[axis] for entry in entries]
-    facts["uncovered"] = [entry.reason for entry in entries]
-    return facts, {kind: np.stack([entry.features[kind] for entry in entries]) for kind in KINDS}
-
-
-def _by_subject(entries: Sequence[Entry]) -> tuple[Facts, Features]:
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.subject, []).append(entry)
-    facts: Facts = {
-        "subject": list(groups),
-        "num_scans": [len(group) for group in groups.values()],
-        "modality": [_joined(group, "modality", "+") for group in groups.values()],
-        "uncovered": [_joined(group, "reason", "; ") for group in groups.values()],
-    }
-    means = {
-        kind: np.stack(
-            [
-                np.stack([one.features[kind] for one in group]).mean(axis=0)
-                for group in groups.values()
-            ]
-        )
-        for kind in KINDS
-    }
-    return facts, means
 
 
 def _joined(group: Sequence[Entry], name: str, by: str) -> str:
@@ -103,8 +95,15 @@ def _csv(facts: Facts, features: Features) -> bytes:
     table.writerow([*facts, *names])
     for cells, *arrays in zip(zip(*facts.values(), strict=True), *features.values(), strict=True):
         # Nine digits give each float32 back exactly.
-        table.writerow([*cells, *(f"{value:.9g}" for array in arrays for value in array)])
+        numbers = (f"{value:.9g}" for array in arrays for value in array)
+        table.writerow([*(_in_csv(cell) for cell in cells), *numbers])
     return text.getvalue().encode()
+
+
+def _in_csv(cell: Any) -> Any:
+    if not isinstance(cell, float):
+        return cell
+    return "" if math.isnan(cell) else f"{cell:.9g}"
 
 
 def _npz(facts: Facts, features: Features) -> bytes:
@@ -118,7 +117,10 @@ def _parquet(facts: Facts, features: Features) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    columns: dict[str, Any] = {name: pyarrow.array(cells) for name, cells in facts.items()}
+    columns: dict[str, Any] = {
+        name: pyarrow.array(cells, from_pandas=True)  # NaN is an empty cell
+        for name, cells in facts.items()
+    }
     for kind, array in features.items():
         flat = pyarrow.array(array.reshape(-1))
         columns[kind] = pyarrow.FixedSizeListArray.from_arrays(flat, array.shape[1])

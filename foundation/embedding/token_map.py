@@ -7,7 +7,7 @@ write_token_map("tokens.nii", found)
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -70,7 +70,7 @@ def token_map(backbone: "Backbone", scan: Scan, *, spacing_mm: Spacing | None = 
     first = before // patch
     stop = -(-(before + scan.voxels.shape) // patch)
     box = tuple(slice(int(a), int(b)) for a, b in zip(first, stop, strict=True))
-    affine = scan.affine if scan.affine is not None else _at_origin(scan.spacing_mm)
+    affine = scan.affine if scan.affine is not None else at_origin(scan.spacing_mm)
     return TokenMap(tokens[box], affine @ _to_voxels(patch, first * patch - before))
 
 
@@ -81,7 +81,7 @@ def _to_voxels(patch: tuple[int, int, int], start: np.ndarray) -> np.ndarray:
     return placed
 
 
-def _at_origin(spacing_mm: Spacing) -> np.ndarray:
+def at_origin(spacing_mm: Spacing) -> np.ndarray:
     """(d, h, w) to LPS millimetres: D goes up, H to the back, W to the left."""
     d, h, w = spacing_mm
     affine = np.zeros((4, 4))
@@ -94,18 +94,27 @@ def write_token_map(path: str | Path, found: TokenMap) -> None:
 
     It is not compressed: numbers of a network hardly shrink, and a viewer can read parts of it.
     """
-    import nibabel
-
-    # (w, h, d) as stored axes keep the map's right-handedness; the affine goes along.
-    swap = np.eye(4)[[2, 1, 0, 3]]
-    affine = _LPS_TO_RAS @ found.affine @ swap
-    tokens = found.tokens.detach().numpy().transpose(2, 1, 0, 3)
-    image = nibabel.Nifti1Image(tokens, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
-    image.to_stream(content)
+    image_in_lps(found.tokens.detach().numpy(), found.affine).to_stream(content)
     write_bytes(path, content.getvalue())
+
+
+def image_in_lps(values: np.ndarray, affine: np.ndarray) -> Any:
+    """A NIfTI image of (d, h, w) values, or (d, h, w, E), with axes (w, h, d) and (w, h, d, E).
+
+    Args:
+        values: In LPS order.
+        affine: (4, 4), from their indices to millimetres in LPS.
+    """
+    import nibabel
+
+    # (w, h, d) as stored axes keep the values' right-handedness; the affine goes along.
+    swap = np.eye(4)[[2, 1, 0, 3]]
+    placed = _LPS_TO_RAS @ affine @ swap
+    image = nibabel.Nifti1Image(values.swapaxes(0, 2), placed)
+    image.set_sform(placed, code=1)
+    image.set_qform(placed, code=1)
+    image.header.set_xyzt_units("mm")
+    return image

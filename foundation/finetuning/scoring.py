@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foundation.finetuning.data import LabelledScans
+from foundation.finetuning.heads import PooledHead
 from foundation.finetuning.links import scores_of
 from foundation.finetuning.mask_loss import mask_loss
 from foundation.finetuning.method import Finetune
-from foundation.finetuning.whole_scan import scan_logits, scan_probabilities
+from foundation.finetuning.whole_scan import scan_features, scan_logits, scan_probabilities
 from foundation.running.ranks import Ranks, gather_from_ranks
 from foundation.tasks.masks import dice, overlap
 from foundation.tasks.task import Task
+
+_MOST_STANDARDISED_BY = 512
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -70,10 +73,7 @@ def score_rows(
     ]
     mine = work[ranks.rank :: ranks.world_size]
     label = torch.from_numpy(task.label[rows])
-    with (
-        _at_rest(method),
-        torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bf16"),
-    ):
+    with at_rest(method, ranks=ranks, precision=precision):
         found = [
             _scored(method, scans, place, index, label=label, ranks=ranks, overlap=overlapping)
             for place, index in mine
@@ -81,12 +81,45 @@ def score_rows(
     return _joined([one for part in gather_from_ranks(found) for one in part], task, num=len(rows))
 
 
+def standardise_head(
+    method: Finetune, names: Sequence[str], *, scans: LabelledScans, ranks: Ranks, precision: str
+) -> None:
+    """Standardise what the head reads, by scans of these subjects; a collective call.
+
+    Of many subjects some are taken, spread evenly: mean and spread need no more.
+    """
+    head = method.network.head
+    if not isinstance(head, PooledHead):
+        return
+    step = -(-len(names) // _MOST_STANDARDISED_BY)
+    chosen = [scans.samples[name][0] for name in sorted(names)[::step]]
+    with at_rest(method, ranks=ranks, precision=precision):
+        mine = [
+            scan_features(
+                method.network,
+                scans.scan(index),
+                preprocessing=method.preprocessing,
+                device=ranks.device,
+            )
+            .float()
+            .cpu()
+            .numpy()
+            for index in chosen[ranks.rank :: ranks.world_size]
+        ]
+    parts = gather_from_ranks(mine)
+    # In an order that does not depend on the ranks, and so with the same rounding.
+    together = [parts[place % len(parts)][place // len(parts)] for place in range(len(chosen))]
+    head.standardise(torch.from_numpy(np.stack(together)))
+
+
 @contextmanager
-def _at_rest(method: Finetune) -> Iterator[None]:
+def at_rest(method: Finetune, *, ranks: Ranks, precision: str) -> Iterator[None]:
+    """The network as it is applied: nothing is left out, in the precision it is trained in."""
     training = method.network.training
     method.network.eval()
     try:
-        yield
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
     finally:
         method.network.train(training)
 

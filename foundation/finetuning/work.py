@@ -12,6 +12,7 @@ from foundation.finetuning.data import LabelledScans, training_corpus
 from foundation.finetuning.method import Finetune
 from foundation.finetuning.parts import Part
 from foundation.finetuning.recipe import FinetuneConfig
+from foundation.finetuning.scoring import standardise_head
 from foundation.finetuning.start import Start, bag_size, first_method, masks_of
 from foundation.finetuning.target import Target
 from foundation.finetuning.validation import Validation, best_path, restore_best, standing_of
@@ -173,6 +174,15 @@ def tune(work: Finetuning, *, plan: Plan, request: StopRequest, heartbeat: Heart
     config, part, ranks, state = work.config, work.part, work.ranks, plan.state
     method = work.method(resumed=state.checkpoint is not None)
     from_rank_zero(lambda: announce(work, plan=plan, method=method))
+    if state.checkpoint is None:
+        names = [part.task.subjects[row] for row in part.train]
+        standardise_head(
+            method.to(ranks.device),
+            names,
+            scans=work.scans,
+            ranks=ranks,
+            precision=config.deepspeed.precision,
+        )
     keeps = ranks.rank == 0
     job = Job(
         work=work,

@@ -9,10 +9,13 @@ import yaml
 from foundation.artefact.benchmark import Scored
 from foundation.artefact.curve import Curve, in_bars
 from foundation.artefact.footprint import compute_in_words, energy_in_words
+from foundation.artefact.head import HeadSettings
 from foundation.artefact.licences import strictest
 from foundation.preprocessing import Preprocessing
+from foundation.running import tuned_card
 from foundation.vit import VitConfig
 
+_OPENING = "A frozen backbone for 3D medical scans, pretrained without labels."
 _USE = """
     python -m foundation.embed THIS_FOLDER SCANS --out features.csv
 
@@ -39,6 +42,7 @@ def model_card(
     provenance: Mapping[str, Any],
     recipe: Any = None,
     benchmark: Sequence[Scored] = (),
+    settings: HeadSettings | None = None,
 ) -> str:
     """Markdown: what the backbone is, what it saw, what it cost, how good it is, what it is for.
 
@@ -48,22 +52,22 @@ def model_card(
         provenance: What the run recorded; whatever is missing is told as unknown.
         recipe: The resolved recipe, if it is known.
         benchmark: Rows from evaluation.
+        settings: Of the head, if it was fine-tuned.
     """
     sections = {
         "": _facts(vit_config, preprocessing=preprocessing, provenance=provenance),
+        **_tuned(settings, provenance=provenance),
         "Trained on": _sources(provenance.get("shards") or {}),
         "Begun from": _beginning(provenance.get("initialised_from")),
         "Licence": _licence(provenance),
         "Recipe": _recipe(recipe, provenance=provenance),
         "Training": _training(provenance),
-        "Benchmark": _benchmark(benchmark),
-        "Use": _USE.strip("\n").splitlines(),
-        "Intended use": _INTENDED.strip().splitlines(),
-        "Limits": _LIMITS.strip().splitlines(),
+        "Benchmark": _benchmark(benchmark, is_tuned=settings is not None),
+        **_ending(settings),
     }
     name = _cell(provenance.get("name", "backbone"))
-    lines = [*_front_matter(provenance), f"# {name}", ""]
-    lines += ["A frozen backbone for 3D medical scans, pretrained without labels."]
+    lines = [*_front_matter(provenance, settings=settings), f"# {name}", ""]
+    lines += [tuned_card.OPENING if settings else _OPENING]
     for title, content in sections.items():
         if content:
             lines += ["", *([f"## {title}", ""] if title else []), *content]
@@ -78,16 +82,44 @@ def licences_of(provenance: Mapping[str, Any]) -> list[str]:
     return [*names, *([str(begun["licence"])] if begun else [])] or ["unknown"]
 
 
-def _front_matter(provenance: Mapping[str, Any]) -> list[str]:
+def _tuned(settings: HeadSettings | None, *, provenance: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The sections that only a fine-tuned model has."""
+    if settings is None:
+        return {}
+    told, scores = tuned_card.validation(provenance)
+    return {
+        "Predicts": _table(("", ""), tuned_card.predicts(settings, provenance)),
+        "Fine-tuning": _table(("", ""), tuned_card.training(settings, provenance)),
+        "Validation": [told, "", *_table(("metric", "score [95% interval]"), scores)]
+        if scores
+        else [],
+        "Calibration": _table(("", ""), tuned_card.calibration(settings.calibration)),
+    }
+
+
+def _ending(settings: HeadSettings | None) -> dict[str, list[str]]:
+    """How it is used, what for, and what for not."""
+    use = tuned_card.use_of(settings.target) if settings else _USE
+    return {
+        "Use": use.strip("\n").splitlines(),
+        "Intended use": (tuned_card.INTENDED if settings else _INTENDED).strip().splitlines(),
+        "Limits": (tuned_card.LIMITS if settings else _LIMITS).strip().splitlines(),
+    }
+
+
+def _front_matter(provenance: Mapping[str, Any], *, settings: HeadSettings | None) -> list[str]:
     """What the hub reads."""
     licence = strictest(licences_of(provenance))
     about: dict[str, Any] = {"license": licence.hub}
     if licence.hub == "other":
         about["license_name"] = licence.name.lower().replace(" ", "-")
     about["library_name"] = "scanfm"
-    about["pipeline_tag"] = "image-feature-extraction"
+    about["pipeline_tag"] = (
+        tuned_card.pipeline_tag(settings.target) if settings else "image-feature-extraction"
+    )
     method = [str(provenance["method"])] if "method" in provenance else []
-    about["tags"] = ["medical", "3d", "self-supervised", *method]
+    kind = ["fine-tuned", settings.target.kind] if settings else ["self-supervised"]
+    about["tags"] = ["medical", "3d", *kind, *method]
     return ["---", *yaml.safe_dump(about, sort_keys=False).splitlines(), "---", ""]
 
 
@@ -191,11 +223,12 @@ def _training(provenance: Mapping[str, Any]) -> list[str]:
     return [head, "", *_table(("up to step", *steps), [("loss", *losses)])]
 
 
-def _benchmark(rows: Sequence[Scored]) -> list[str]:
+def _benchmark(rows: Sequence[Scored], *, is_tuned: bool) -> list[str]:
     if not rows:
         return []
     names = ("task", "protocol", "metric", "split", "n", "score [95% interval]", "best floor")
-    told = "Frozen, by `evaluation.run`; a floor needs no pretraining, and what does not beat it"
+    state = "As it is" if is_tuned else "Frozen"
+    told = f"{state}, by `evaluation.run`; a floor needs no pretraining, and what does not beat it"
     return [f"{told} has gained nothing.", "", *_table(names, rows)]
 
 

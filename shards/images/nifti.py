@@ -48,9 +48,7 @@ def read_nifti(file: IO[bytes], *, modality: str | None, policy: Policy) -> Iter
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
-        packed = file.read(2) == GZIP_MAGIC
-        file.seek(0)
-        stream: IO[bytes] = gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[assignment]
+        stream, packed = _unpacked(file)
         header = _header(stream)
     except Exception as error:
         raise _damaged(error) from None
@@ -66,6 +64,26 @@ def read_nifti(file: IO[bytes], *, modality: str | None, policy: Policy) -> Iter
         yield _volume(stream, header, shape, modality=modality)
     if wanted == count:
         _check_end(stream)
+
+
+def read_header(path: str | Path) -> Any:
+    """The header of an image, as nibabel has it; no voxel is read.
+
+    Raises:
+        ScanError: It cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _header(_unpacked(file)[0])
+    except Exception as error:
+        raise _damaged(error) from None
+
+
+def _unpacked(file: IO[bytes]) -> tuple[IO[bytes], bool]:
+    """A stream of the image's own bytes, whatever the file is called, and if it was packed."""
+    packed = file.read(2) == GZIP_MAGIC
+    file.seek(0)
+    return (gzip.GzipFile(fileobj=file) if packed else file), packed  # type: ignore[return-value]
 
 
 def _damaged(error: Exception) -> ScanError:

@@ -131,7 +131,7 @@ def _points(svg: str, *, tag: str = "polyline") -> list[list[tuple[float, float]
 def test_few_shot_curves_rise_and_bands_enclose_them() -> None:
     line = Line([1, 4, 16], [0.5, 0.6, 0.9], [0.4, 0.5, 0.8], [0.6, 0.7, 1.0], False)
     svg = few_shot_svg(
-        [line, line._replace(is_floor=True)], unit="shots", metric="AUROC <", chance=0.5
+        [line, line._replace(is_dashed=True)], unit="shots", metric="AUROC <", chance=0.5
     )
     first, second = _points(svg)
     assert first == second

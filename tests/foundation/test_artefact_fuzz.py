@@ -1,10 +1,10 @@
-"""Two hundred damaged artefacts, each one clear line, and none of them runs code."""
+"""Three hundred damaged artefacts, each one clear line, and none of them runs code."""
 
 import json
 import pickle
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,15 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foundation.artefact.layout import FILES, SUMS
+from foundation.artefact.layout import ALL_FILES, SUMS
 from foundation.artefact.saving import seal
 from foundation.backbone import BackboneError, load_backbone, save_backbone
+from foundation.model import load_model
 from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig, build_vit
+from tests.foundation.tuned_models import write_model
 
-NUM_CASES = 200
-TENSORS = ("model.safetensors", "golden.safetensors")
-READ = (*TENSORS, "config.json", "preprocessing.json", "provenance.json")
+NUM_BACKBONES, NUM_MODELS = 200, 100
+TENSORS = ("model.safetensors", "golden.safetensors", "head.safetensors")
+READ = (*TENSORS, "config.json", "preprocessing.json", "provenance.json", "head.json")
 HUGE = (2**31, 2**63 - 1, 2**64, 10**30)
 
 
@@ -41,6 +43,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         provenance={"name": "small"},
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """A model that labels, and one that finds masks."""
+    folder = tmp_path_factory.mktemp("tuned")
+    return tuple(write_model(folder / kind, kind) for kind in ("binary", "segmentation"))
+
+
+def some(folder: Path, names: tuple[str, ...]) -> list[str]:
+    """Those that the artefact has."""
+    return [name for name in names if (folder / name).exists()]
 
 
 def rewrite_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -70,13 +84,13 @@ def change_header(path: Path, change: Callable[[dict[str, Any]], object]) -> Non
 
 
 def cut_short(folder: Path, random: Random) -> None:
-    path = folder / random.choice(READ)
+    path = folder / random.choice(some(folder, READ))
     content = path.read_bytes()
     path.write_bytes(content[: random.randrange(len(content) - 2)])
 
 
 def swap_two_files(folder: Path, random: Random) -> None:
-    one, other = (folder / name for name in random.sample(READ, 2))
+    one, other = (folder / name for name in random.sample(some(folder, READ), 2))
     if {one.name, other.name} == {"provenance.json", "preprocessing.json"}:
         other = folder / "config.json"
     content = one.read_bytes()
@@ -85,23 +99,23 @@ def swap_two_files(folder: Path, random: Random) -> None:
 
 
 def noise_in_a_file(folder: Path, random: Random) -> None:
-    path = folder / random.choice(READ)
+    path = folder / random.choice(some(folder, READ))
     path.write_bytes(random.randbytes(random.randrange(3000)))
 
 
 def header_larger_than_the_file(folder: Path, random: Random) -> None:
     claimed = random.choice([2**20, 2**27, 2**40, 2**63, 2**64 - 1])
-    with_header(folder / random.choice(TENSORS), b"{}", claimed=claimed)
+    with_header(folder / random.choice(some(folder, TENSORS)), b"{}", claimed=claimed)
 
 
 def header_that_is_no_json(folder: Path, random: Random) -> None:
     header = random.choice([b"", b"[]", b"null", b"{" * 500, b'{"a":', b"\xff\xfe", b'{"a":{}}'])
-    with_header(folder / random.choice(TENSORS), header)
+    with_header(folder / random.choice(some(folder, TENSORS)), header)
 
 
 def header_nested_without_end(folder: Path, random: Random) -> None:
     header = b'{"a":' * 20_000
-    with_header(folder / random.choice(TENSORS), header + b"1" + b"}" * 20_000)
+    with_header(folder / random.choice(some(folder, TENSORS)), header + b"1" + b"}" * 20_000)
 
 
 def offsets_that_lie(folder: Path, random: Random) -> None:
@@ -112,7 +126,7 @@ def offsets_that_lie(folder: Path, random: Random) -> None:
             [[first, last + 4], [last, first], [first, 2**62], [-4, last], [first + 4, last + 4]]
         )
 
-    change_header(folder / random.choice(TENSORS), change)
+    change_header(folder / random.choice(some(folder, TENSORS)), change)
 
 
 def shape_that_lies(folder: Path, random: Random) -> None:
@@ -122,7 +136,7 @@ def shape_that_lies(folder: Path, random: Random) -> None:
             [[], [*entry["shape"], 2], [random.choice(HUGE)], [2**33] * 2]
         )
 
-    change_header(folder / random.choice(TENSORS), change)
+    change_header(folder / random.choice(some(folder, TENSORS)), change)
 
 
 def type_that_lies(folder: Path, random: Random) -> None:
@@ -130,7 +144,7 @@ def type_that_lies(folder: Path, random: Random) -> None:
         entry = header[random.choice([name for name in header if name != "__metadata__"])]
         entry["dtype"] = random.choice(["I32", "U32", "F64", "object", "", None, 3])
 
-    change_header(folder / random.choice(TENSORS), change)
+    change_header(folder / random.choice(some(folder, TENSORS)), change)
 
 
 def name_that_lies(folder: Path, random: Random) -> None:
@@ -142,7 +156,7 @@ def name_that_lies(folder: Path, random: Random) -> None:
             name
         )
 
-    change_header(folder / random.choice(TENSORS), change)
+    change_header(folder / random.choice(some(folder, TENSORS)), change)
 
 
 def foreign_tensor(folder: Path, random: Random) -> None:
@@ -152,7 +166,7 @@ def foreign_tensor(folder: Path, random: Random) -> None:
 
 
 def missing_tensor(folder: Path, random: Random) -> None:
-    path = folder / random.choice(TENSORS)
+    path = folder / random.choice(some(folder, TENSORS))
     tensors = load_file(path)
     tensors.pop("spacing_mm", None)
     tensors.pop(random.choice(sorted(tensors)))
@@ -160,16 +174,18 @@ def missing_tensor(folder: Path, random: Random) -> None:
 
 
 def other_numbers(folder: Path, random: Random) -> None:
-    path = folder / random.choice(TENSORS)
+    path = folder / random.choice(some(folder, TENSORS))
     tensors = load_file(path)
-    heard = ("cls", "mean", "norm.weight", "norm.bias")  # every number of these is in the features
+    # Every number of these is in the features, or in what a head makes of them.
+    heard = ("cls", "mean", "norm.weight", "norm.bias", "logits")
+    heard = (*heard, "layers.0.bias", "out.conv.conv.bias")
     name = random.choice([name for name in heard if name in tensors])
     value = random.choice([float("nan"), float("inf"), 1e30, 3.0])
     save_file({**tensors, name: torch.full_like(tensors[name], value)}, path)
 
 
 def integers_for_floats(folder: Path, random: Random) -> None:
-    path = folder / random.choice(TENSORS)
+    path = folder / random.choice(some(folder, TENSORS))
     tensors = load_file(path)
     kind = random.choice([torch.int32, torch.bool, torch.uint8])
     save_file({name: tensor.to(kind) for name, tensor in tensors.items()}, path)
@@ -177,11 +193,11 @@ def integers_for_floats(folder: Path, random: Random) -> None:
 
 def a_pickle(folder: Path, random: Random) -> None:
     bomb = pickle.dumps(_Bomb(str(folder / "exploded")), protocol=random.choice([0, 2, 4, 5]))
-    (folder / random.choice(READ)).write_bytes(bomb)
+    (folder / random.choice(some(folder, READ))).write_bytes(bomb)
 
 
 def a_torch_file(folder: Path, random: Random) -> None:
-    torch.save({"w": torch.zeros(3)}, folder / random.choice(TENSORS))
+    torch.save({"w": torch.zeros(3)}, folder / random.choice(some(folder, TENSORS)))
 
 
 def another_network(folder: Path, random: Random) -> None:
@@ -197,7 +213,7 @@ def config_of_another_kind(folder: Path, random: Random) -> None:
 
 
 def version_of_another_kind(folder: Path, random: Random) -> None:
-    version = random.choice([0, -1, 2, 99, 1e400, "1", None, True, [1], 10**400, "x\ny"])
+    version = random.choice([0, -1, 3, 99, 1e400, "1", None, True, [1], 10**400, "x\ny"])
     rewrite_json(folder / "config.json", lambda content: content.update(schema_version=version))
 
 
@@ -218,7 +234,7 @@ def contract_of_another_kind(folder: Path, random: Random) -> None:
 
 
 def json_of_another_kind(folder: Path, random: Random) -> None:
-    path = folder / random.choice([name for name in READ if name.endswith(".json")])
+    path = folder / random.choice([name for name in some(folder, READ) if name.endswith(".json")])
     path.write_bytes(
         random.choice(
             [b"", b"[]", b"null", b"[" * 100_000, b"{'a': 1}", b"\xff\xfe\x00", b"1" * 9999]
@@ -252,14 +268,14 @@ RESEALED = (
 
 
 def flip_a_bit(folder: Path, random: Random) -> None:
-    path = folder / random.choice(FILES)
+    path = folder / random.choice(some(folder, ALL_FILES))
     content = bytearray(path.read_bytes())
     content[random.randrange(len(content))] ^= 1 << random.randrange(8)
     path.write_bytes(content)
 
 
 def no_file(folder: Path, random: Random) -> None:
-    path = folder / random.choice([*FILES, SUMS])
+    path = folder / random.choice([*some(folder, ALL_FILES), SUMS])
     path.unlink()
     other = random.choice(["nothing", "folder", "loop"])
     if other == "folder":
@@ -287,6 +303,52 @@ def sums_of_another_kind(folder: Path, random: Random) -> None:
 UNSEALED = (flip_a_bit, no_file, sums_of_another_kind)
 
 
+def half_a_head(folder: Path, random: Random) -> None:
+    (folder / random.choice(["head.json", "head.safetensors"])).unlink()
+
+
+def no_head(folder: Path, random: Random) -> None:
+    del random
+    for name in ("head.json", "head.safetensors"):
+        (folder / name).unlink()
+
+
+def head_of_another_kind(folder: Path, random: Random) -> None:
+    huge, none = random.choice(HUGE), random.choice([None, [], 3, "x", {"a": 1}])
+    section = "decoder" if (folder / "head.json").read_text().count('"light"') else "head"
+    changes: list[dict[str, Any]] = [
+        {"target": none},
+        {section: none},
+        {"head": {}, "decoder": {}},
+        {"head": None, "decoder": None},
+        {section: {"hidden_dim": huge} if section == "head" else {"features": huge}},
+        {section: {"features": "all"}},
+        {"calibration": {"fitted_on": "test", "num_subjects": 1}},
+        {"calibration": {"fitted_on": "validation", "num_subjects": 1, "limits": [1e400]}},
+        {"calibration": {"fitted_on": "validation", "num_subjects": 1, "temperatures": [1, 1]}},
+        {"surprise": 1},
+    ]
+    rewrite_json(folder / "head.json", lambda content: content.update(random.choice(changes)))
+
+
+def target_of_another_kind(folder: Path, random: Random) -> None:
+    changes: list[dict[str, Any]] = [
+        {"kind": random.choice(["retrieval", "survival", "ordinal", "regression", "x", None])},
+        {"outputs": random.choice([[], ["a", "b", "c"], ["a"] * 2, "a", [1], ["x"] * 9000])},
+        {"outputs": [f"{number}" for number in range(9000)]},
+        {"classes": random.choice([["a"], ["a", "a"], ["a"] * 70, "a"])},
+        {"scale": random.choice([0, -1, 1e400, None, "x"])},
+        {"centre": random.choice([1e400, float("nan"), None])},
+        {"ends_days": random.choice([[1.0], [-1.0], [2.0, 1.0], [1e400], None])},
+        {"mask_values": random.choice([{"a": 1}, {"vein": 0, "artery": 10**30}, [1], None])},
+    ]
+    change = random.choice(changes)
+    rewrite_json(folder / "head.json", lambda content: content["target"].update(change))
+
+
+OF_HEADS = (half_a_head, no_head, head_of_another_kind, target_of_another_kind)
+
+
 class _Bomb:
     """Runs code when something unpickles it."""
 
@@ -297,19 +359,37 @@ class _Bomb:
         return open, (self.path, "w")
 
 
-def test_two_hundred_damaged_artefacts(whole: Path, tmp_path: Path) -> None:
+def test_two_hundred_damaged_backbones(whole: Path, tmp_path: Path) -> None:
     load_backbone(whole)
     kinds = [*RESEALED, *UNSEALED]
-    folder = tmp_path / "backbone"
+    cases = [(whole, kinds[case % len(kinds)]) for case in range(NUM_BACKBONES)]
+    assert not refused_badly(cases, load_backbone, folder=tmp_path / "backbone")
+
+
+def test_a_hundred_damaged_models(tuned: tuple[Path, ...], tmp_path: Path) -> None:
+    for each in tuned:
+        load_model(each)
+    # A head is damaged in half of them by what only a head can have.
+    kinds = [*OF_HEADS * 6, *RESEALED, *UNSEALED]
+    cases = [(tuned[case % 2], kinds[case // 2 % len(kinds)]) for case in range(NUM_MODELS)]
+    assert not refused_badly(cases, load_model, folder=tmp_path / "model")
+
+
+def refused_badly(
+    cases: Sequence[tuple[Path, Callable[[Path, Random], object]]],
+    load: Callable[[Path], object],
+    *,
+    folder: Path,
+) -> str:
+    """Lines on those that loaded, or that ended in anything but one clear line."""
     wrong = []
-    for case in range(NUM_CASES):
-        damage = kinds[case % len(kinds)]
+    for case, (whole, damage) in enumerate(cases):
         shutil.copytree(whole, folder)
         damage(folder, Random(case))
-        if damage in RESEALED:
+        if damage not in UNSEALED:
             seal(folder)
         try:
-            load_backbone(folder)
+            load(folder)
         except BackboneError as error:
             line = str(error)
             if "\n" in line or str(folder) not in line or len(line) > 1000:
@@ -320,4 +400,4 @@ def test_two_hundred_damaged_artefacts(whole: Path, tmp_path: Path) -> None:
             wrong.append(f"{case} {damage.__name__}: it loads")
         assert not (folder / "exploded").exists()
         shutil.rmtree(folder)
-    assert not wrong, "\n".join(wrong)
+    return "\n".join(wrong)

@@ -9,10 +9,12 @@ import pytest
 
 from foundation.artefact.hub import Address, hub_address
 from foundation.artefact.index import INDEX, known_backbones
-from foundation.artefact.layout import FILES, SUMS
+from foundation.artefact.layout import ALL_FILES, FILES, SUMS
 from foundation.artefact.pushing import push_backbone
 from foundation.backbone import BackboneError, load_backbone
+from foundation.model import load_model
 from tests.foundation.hub_server import HubServer
+from tests.foundation.tuned_models import write_model
 
 DEMO = INDEX.with_name("demo")
 DIGEST = known_backbones()["demo"].entry.digest
@@ -135,3 +137,19 @@ def test_addresses(url: str, address: Address | None) -> None:
     else:
         assert hub_address(url) == address
         assert str(address) == url
+
+
+def test_a_fine_tuned_model_goes_up_and_comes_down_with_its_head(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "model", "binary")
+    (folder / "notes.txt").write_text("mine")
+    at = push_backbone(folder, URL)
+    files = hub.repositories[NAME].commits[hub.repositories[NAME].refs["main"]]
+    assert set(files) == {*ALL_FILES, SUMS, ".gitattributes"}
+    assert load_model(at).digest == load_backbone(folder).digest
+    # The head of before is no part of a backbone that replaces it.
+    push_backbone(DEMO, URL, overwrite=True)
+    assert load_backbone(URL).digest == DIGEST
+    with pytest.raises(BackboneError, match="is a backbone without a head"):
+        load_model(URL)

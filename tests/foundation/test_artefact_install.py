@@ -1,4 +1,4 @@
-"""The core install loads a backbone and embeds, and nothing on that way can run what it reads."""
+"""The core install loads, embeds and predicts, and nothing on that way can run what it reads."""
 
 import ast
 import os
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests.foundation.tuned_models import write_model
 
 UNPICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -29,10 +31,15 @@ class Hiding:
         hidden = name.split(".")[0] in HIDDEN
         return None if hidden else self.finder.find_spec(name, path, target)
 
+    def __getattr__(self, name):  # what tells the versions of packages
+        return getattr(self.finder, name)
+
 sys.meta_path = [Hiding(finder) for finder in sys.meta_path]
 import numpy as np
 import foundation.embed
+import foundation.predict
 from foundation.backbone import load_backbone
+from foundation.model import load_model
 from shards.scan import Scan
 
 backbone = load_backbone("demo", say=lambda text: print(text, file=sys.stderr))
@@ -41,6 +48,9 @@ scan = Scan(voxels, spacing_mm=(5.0, 3.0, 4.0), modality="CT", metadata={})
 features = backbone.embed_scan(scan)
 assert features["cls"].shape == features["mean"].shape == (96,)
 assert np.isfinite(features["cls"]).all() and features["cls"].std() > 0
+label, mask = (load_model(each).predict_scan(scan) for each in sys.argv[2:])
+assert label["label"] in ("0", "1") and 0 < label["probability_1"] < 1
+assert mask.mask.shape == scan.voxels.shape and mask["volume_vein_ml"] >= 0
 print(*(name for name in sys.modules if name.split(".")[0] in ("foundation", "shards", "recipes")))
 """
 
@@ -70,8 +80,9 @@ def plain(name: str) -> str:
 
 
 def way_in(folder: Path, hidden: set[str], *, at: Path) -> subprocess.CompletedProcess[str]:
+    models = [str(write_model(at / kind, kind)) for kind in ("binary", "segmentation")]
     return subprocess.run(
-        [sys.executable, "-c", WAY_IN, ",".join(sorted(hidden))],
+        [sys.executable, "-c", WAY_IN, ",".join(sorted(hidden)), *models],
         cwd=at,
         env={"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HOME": str(at)},
         capture_output=True,
@@ -80,17 +91,18 @@ def way_in(folder: Path, hidden: set[str], *, at: Path) -> subprocess.CompletedP
     )
 
 
-def test_the_core_install_loads_and_embeds_and_cannot_unpickle(
+def test_the_core_install_loads_embeds_and_predicts_and_cannot_unpickle(
     project: Path, tmp_path: Path
 ) -> None:
     hidden = installed_beside_core(project)
     assert {"deepspeed", "wandb", "lightly", "blosc2", "pandas", "sklearn", "webdataset"} <= hidden
-    assert not {"torch", "timm", "safetensors", "numpy", "nibabel"} & hidden
+    assert not {"torch", "timm", "safetensors", "numpy", "nibabel", "monai"} & hidden
     done = way_in(project, hidden, at=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "golden    comes out" in done.stderr
     ours = done.stdout.split()
     assert {"foundation.artefact.reading", "foundation.artefact.hub", "shards.scan"} <= set(ours)
+    assert {"foundation.artefact.head", "foundation.predicting.outcome"} <= set(ours)
     for name in ours:
         path = project / (name.replace(".", "/") + ".py")
         if path.is_file():

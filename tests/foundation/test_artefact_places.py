@@ -17,11 +17,13 @@ import yaml
 from foundation.artefact.archive import unpack
 from foundation.artefact.finding import as_url, find_backbone
 from foundation.artefact.index import INDEX, known_backbones
-from foundation.artefact.layout import FILES, SUMS
+from foundation.artefact.layout import ALL_FILES, FILES, SUMS
 from foundation.artefact.pushing import push_backbone
 from foundation.artefact.saving import seal
 from foundation.backbone import BackboneError, load_backbone
+from foundation.model import load_model
 from shards.storage.connections import connection
+from tests.foundation.tuned_models import write_model
 
 DEMO = INDEX.with_name("demo")
 DIGEST = known_backbones()["demo"].entry.digest
@@ -295,3 +297,43 @@ def test_publishing_to_a_folder(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"config\.json: its SHA-256"):
         push_backbone(other, tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "model", "binary")
+
+
+def test_a_head_goes_wherever_its_backbone_goes(model: Path, tmp_path: Path, memory: str) -> None:
+    digest = load_model(model).digest
+    names = (*ALL_FILES, SUMS)
+    packed = pack(tmp_path / "m.zip", {name: (model / name).read_bytes() for name in names})
+    for place in (packed, push_backbone(model, tmp_path / "m.tar"), push_backbone(model, memory)):
+        found = load_model(place)
+        assert found.digest == digest
+        assert found.backbone.loaded is not None
+        assert {path.name for path in found.backbone.loaded.folder.iterdir()} == set(names)
+    assert load_backbone(push_backbone(DEMO, memory, overwrite=True)).digest == DIGEST
+    with pytest.raises(BackboneError, match="is a backbone without a head"):
+        load_model(memory)
+
+
+def test_half_a_head_is_none(model: Path, tmp_path: Path, cache: Path, memory: str) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(model, folder)
+    (folder / "head.json").unlink()
+    with pytest.raises(BackboneError, match=r"head\.json: missing"):
+        push_backbone(folder, tmp_path / "never")
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(BackboneError, match=r"head\.json: missing"):
+        load_model(pack(tmp_path / "listed.zip", content))
+    seal(folder)
+    content[SUMS] = (folder / SUMS).read_bytes()
+    with pytest.raises(BackboneError, match=r"must list exactly .* differs in head\.json"):
+        load_model(pack(tmp_path / "half.zip", content))
+    files, root = connection(memory)
+    for name, each in content.items():
+        files.pipe_file(f"{root}/{name}", each)
+    with pytest.raises(BackboneError, match="does not list the files of a backbone"):
+        load_model(memory)
+    assert not left_over(cache)

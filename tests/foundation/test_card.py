@@ -18,11 +18,14 @@ from foundation.artefact.curve import in_bars, loss_curve
 from foundation.artefact.footprint import compute_in_words, energy_in_words
 from foundation.artefact.index import INDEX
 from foundation.artefact.licences import licence, strictest
+from foundation.artefact.pushing import push_backbone
 from foundation.backbone import load_backbone
+from foundation.finetuning.calibration import Calibration
 from foundation.preprocessing import Preprocessing
 from foundation.push import main
 from foundation.running.card import licences_of, model_card
 from foundation.vit import VitConfig
+from tests.foundation.tuned_models import TARGETS, settings_of, write_model
 
 CONFIG = VitConfig(size="toy", patch_size=(4, 8, 6), depth=2)
 PREPROCESSING = Preprocessing(crop_shape=(8, 16, 18))
@@ -183,10 +186,23 @@ def test_rows_of_a_benchmark() -> None:
     assert scored([statistics()], model=None) == [row._replace(floor="0.700 [0.500, 0.900] voxels")]
     (dino,) = scored([statistics(second=True)], model="dino")
     assert dino.score == "none (one class)"
-    with pytest.raises(BenchmarkError, match=r"several backbones \(dino, mae\); name one"):
+    with pytest.raises(BenchmarkError, match=r"several: backbone dino, mae; name one"):
         scored([statistics(second=True)], model=None)
     with pytest.raises(BenchmarkError, match="no backbone 'mea', only mae"):
         scored([statistics()], model="mea")
+
+
+def test_rows_of_a_fine_tuned_model_are_of_its_task() -> None:
+    trained = {**statistics()["models"][0], "model": "mae_tuned", "kind": "trained"}
+    stroke = statistics()
+    stroke["models"].append({**trained, "protocol": "fine_tuned"})
+    copd = {**stroke, "task": "copd"}
+    (row,) = scored([copd, stroke], model=None, tuned_for="stroke")
+    assert (row.task, row.protocol, row.n) == ("stroke", "fine_tuned", 40)
+    with pytest.raises(BenchmarkError, match="no model trained for this task 'mae', only mae_t"):
+        scored([stroke], model="mae", tuned_for="stroke")
+    with pytest.raises(BenchmarkError, match="'mae_tuned', only none"):
+        scored([stroke], model="mae_tuned", tuned_for="cancer")
 
 
 def test_a_published_card_holds_the_benchmark(
@@ -215,3 +231,90 @@ def test_a_published_card_holds_the_benchmark(
     (store / "statistics/other.json").write_text("{}")
     with pytest.raises(BenchmarkError, match=r"is not what evaluation\.run writes"):
         read_statistics(store)
+
+
+TUNED: dict[str, Any] = {
+    "title": "Tumour of the kidney",
+    "definition": "by histology | of\nthe operation",
+    "num_train": 30,
+    "num_val": 12,
+    "fraction": 0.2,
+    "begun": "demo_mae",
+    "begun_digest": "d" * 64,
+    "tune": "lora",
+    "best_step": 40,
+    "metric": "auroc",
+    "validation": {
+        "n": 12,
+        "split": "val",
+        "scores": {
+            "auroc": {"value": 0.8124, "low": 0.61, "high": 0.95},
+            "brier": 0.2,
+            "nll": {"value": None, "reason": "too few"},
+        },
+    },
+}
+CALIBRATION = Calibration(
+    fitted_on="validation",
+    num_subjects=12,
+    temperatures=(None,),
+    limits=(0.73,),
+    reason="12 subjects are too few for a temperature",
+)
+
+
+def test_a_card_of_a_fine_tuned_model_tells_what_it_predicts_and_how_well() -> None:
+    text = model_card(
+        CONFIG,
+        preprocessing=PREPROCESSING,
+        provenance=provenance(**TUNED),
+        settings=settings_of("binary", calibration=CALIBRATION),
+    )
+    for line in [
+        "| task | Tumour of the kidney (`tumour`) |",
+        "| label | by histology \\| of the operation |",
+        "| classes | 0, 1 |",
+        f"| begun from | demo_mae (digest `{'d' * 16}`) |",
+        "| training subjects | 30, 20% of the training subjects |",
+        "| validation subjects | 12 |",
+        "| trained | low-rank adapters, merged into the backbone's weights |",
+        "| head | features both, dropout 0.0 |",
+        "| step kept | 40 |",
+        "12 subjects of the split val; by auroc the step was chosen.",
+        "| auroc | 0.812 [0.610, 0.950] |",
+        "| brier | 0.200 |",
+        "| nll | none (too few) |",
+        "| fitted on | 12 subjects, validation |",
+        "| limit of 90% sets or intervals | 0.73 |",
+        "| missing | 12 subjects are too few for a temperature |",
+        "python -m foundation.predict THIS_FOLDER SCANS --out predictions.csv\n",
+        "Not a medical device",
+    ]:
+        assert line in text
+    about = front_matter(text)
+    assert about["pipeline_tag"] == "image-classification"
+    assert about["tags"] == ["medical", "3d", "fine-tuned", "binary", "mae"]
+    assert "pretrained without labels" not in text
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_card_of_any_kind_of_model_whose_past_is_unknown(kind: str) -> None:
+    text = model_card(
+        CONFIG, preprocessing=PREPROCESSING, provenance={}, settings=settings_of(kind)
+    )
+    for line in ["| label | not defined", "| begun from | unknown |", "| calibration | none |"]:
+        assert line in text
+    assert "## Validation" not in text
+    is_mask = kind == "segmentation"
+    assert ("--masks masks/" in text) == is_mask
+    assert ("| values in a mask | 7 vein, 2 artery |" in text) == is_mask
+    assert ("| intervals | 3, up to 400 days |" in text) == (kind == "survival")
+
+
+def test_a_benchmark_on_the_card_of_a_model_leaves_its_own_sections(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "regression", provenance={"name": "age"})
+    row = Scored("age", "linear", "r2", "test", 9, "0.5", "none")
+    at = push_backbone(folder, tmp_path / "out", benchmark=[row])
+    text = (Path(at) / "README.md").read_text()
+    assert "## Benchmark" in text
+    assert "| kind | regression |" in text

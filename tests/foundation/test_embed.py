@@ -19,8 +19,9 @@ import torch
 from foundation import embed
 from foundation.backbone import load_backbone, save_backbone
 from foundation.embedding import entries, job, scans
-from foundation.embedding.inputs import EmbedError
-from foundation.embedding.job import EmbedJob, run_job
+from foundation.embedding.inputs import JobError
+from foundation.embedding.job import ScansJob
+from foundation.embedding.scans import embed_scans
 from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig, build_vit
 from shards.pseudonym import load_key, pseudonym
@@ -110,10 +111,10 @@ def test_a_row_for_each_scan_that_can_be_read(
     backbone: Path, folder: Path, tmp_path: Path, table: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "tables" / table
-    run_job(EmbedJob(str(backbone), folder, out, modality="CT"))
+    embed_scans(ScansJob(str(backbone), folder, out, modality="CT"))
     said = capsys.readouterr()
     assert "failed b/broken.nii.gz: not a readable NIfTI file" in said.err
-    assert said.out.splitlines()[-1] == f"features: {out} (2 of 3 scans, 1 failed, width 96)"
+    assert said.out.splitlines()[-1] == f"features: {out} (2 of 3 scans, 1 failed)"
     columns, values = read_table(out)
     assert list(columns["scan"]) == ["a/first.nii", "b/second.nii.gz"]
     assert list(columns["subject"]) == ["a", "b"]
@@ -146,8 +147,8 @@ def test_nothing_to_embed_is_one_line_and_a_non_zero_exit(
         ((folder / "nowhere", out), "no such file or folder"),
         ((folder, tmp_path / "features.txt"), r"a table ends in \.parquet, \.csv or \.npz"),
     ):
-        with pytest.raises(EmbedError, match=said):
-            run_job(EmbedJob(str(backbone), *words))
+        with pytest.raises(JobError, match=said):
+            embed_scans(ScansJob(str(backbone), *words))
     words = [str(backbone), str(folder / "b/broken.nii.gz"), "--out", str(out), "--modality", "CT"]
     monkeypatch.setattr(sys, "argv", ["foundation.embed", *words])
     with pytest.raises(SystemExit) as left:
@@ -172,22 +173,22 @@ def test_what_the_contract_does_not_cover_is_refused_or_marked(
         "scan,modality\nscans/fine.nii,CT\nscans/mr.nii,MR\nscans/thick.nii,CT\n", encoding="utf-8"
     )
     out = tmp_path / "features.csv"
-    run_job(EmbedJob(str(backbone), table, out))
+    embed_scans(ScansJob(str(backbone), table, out))
     assert read_table(out)[0]["scan"] == ["scans/fine.nii"]
     assert [(line["status"], line["reason"]) for line in ledger(out)] == [
         ("embedded", ""),
         ("refused", "modality MR, the backbone has seen CT"),
         ("refused", "spacing of 5 mm along D, covered is 1.82 to 4.4"),
     ]
-    assert "(1 of 3 scans, 2 refused, width 96)" in capsys.readouterr().out
-    run_job(EmbedJob(str(backbone), table, out, allow_uncovered=True))
+    assert "(1 of 3 scans, 2 refused)" in capsys.readouterr().out
+    embed_scans(ScansJob(str(backbone), table, out, allow_uncovered=True))
     columns, values = read_table(out)
     assert [bool(cell) for cell in columns["uncovered"]] == [False, True, True]
-    assert "(3 of 3 scans, 2 not covered, width 96)" in capsys.readouterr().out
+    assert "(3 of 3 scans, 2 not covered)" in capsys.readouterr().out
     np.testing.assert_array_equal(values[1], row_of(backbone, tmp_path / "scans/mr.nii", "MR"))
     table.write_text("scan,modality\nscans/mr.nii,MR\n")
-    with pytest.raises(EmbedError, match=r"none of 1 .* --allow-uncovered embeds and marks"):
-        run_job(EmbedJob(str(backbone), table, tmp_path / "none.csv"))
+    with pytest.raises(JobError, match=r"none of 1 .* --allow-uncovered takes and marks"):
+        embed_scans(ScansJob(str(backbone), table, tmp_path / "none.csv"))
 
 
 def test_several_sequences_of_a_subject_and_their_mean(backbone: Path, tmp_path: Path) -> None:
@@ -196,8 +197,8 @@ def test_several_sequences_of_a_subject_and_their_mean(backbone: Path, tmp_path:
     table = tmp_path / "cohort.csv"
     table.write_text("subject,sequence,scan\np1,t1,p1_t1.nii\np1,t2,p1_t2.nii\np2,t1,p2_t1.nii\n")
     by_scan, by_subject = tmp_path / "scan.npz", tmp_path / "subject.parquet"
-    run_job(EmbedJob(str(backbone), table, by_scan, modality="MR"))
-    run_job(EmbedJob(str(backbone), table, by_subject, modality="MR", per="subject"))
+    embed_scans(ScansJob(str(backbone), table, by_scan, modality="MR"))
+    embed_scans(ScansJob(str(backbone), table, by_subject, modality="MR", per="subject"))
     columns, values = read_table(by_scan)
     assert list(columns["sequence"]) == ["t1", "t2", "t1"]
     of_subjects, means = read_table(by_subject)
@@ -212,7 +213,7 @@ def test_time_points_of_a_file_are_rows_of_their_own(backbone: Path, tmp_path: P
     nib.save(nib.Nifti1Image(voxels, np.diag([1.5, 1.0, 3.0, 1.0])), tmp_path / "both.nii")
     nib.save(nib.Nifti1Image(voxels[..., 1], np.diag([1.5, 1, 3, 1])), tmp_path / "second.nii")
     out = tmp_path / "features.npz"
-    run_job(EmbedJob(str(backbone), tmp_path / "both.nii", out, modality="MR"))
+    embed_scans(ScansJob(str(backbone), tmp_path / "both.nii", out, modality="MR"))
     columns, values = read_table(out)
     assert list(columns["scan"]) == ["both.nii", "both.nii@2"]
     np.testing.assert_array_equal(values[1], row_of(backbone, tmp_path / "second.nii", "MR"))
@@ -222,8 +223,8 @@ def test_pseudonyms_name_everything(
     backbone: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, key, maps = tmp_path / "features.csv", tmp_path / "key", tmp_path / "maps"
-    words = {"pseudonym_key": key, "namespace": "archive", "dense": maps, "modality": "CT"}
-    run_job(EmbedJob(str(backbone), folder, out, **words))
+    words = {"pseudonym_key": key, "namespace": "archive", "files": maps, "modality": "CT"}
+    embed_scans(ScansJob(str(backbone), folder, out, **words))
     columns, values = read_table(out)
     secret = load_key(key)
     name = pseudonym(secret, "scan archive", "a/first.nii")
@@ -244,8 +245,8 @@ def test_a_killed_command_goes_on_and_gives_the_same_bytes(
         write_scan(tmp_path / f"scans/{number:02d}.nii", seed=number)
     (tmp_path / "scans/99.nii").write_bytes(b"no image")
     whole, out = tmp_path / "whole/f.parquet", tmp_path / "killed/f.parquet"
-    words = {"modality": "CT", "dense": tmp_path / "maps"}
-    run_job(EmbedJob(str(backbone), tmp_path / "scans", whole, **words))
+    words = {"modality": "CT", "files": tmp_path / "maps"}
+    embed_scans(ScansJob(str(backbone), tmp_path / "scans", whole, **words))
     before, embedded = scans.embed_scan, []
 
     def counting(*words: Any) -> Any:
@@ -260,7 +261,7 @@ def test_a_killed_command_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(scans, "embed_scan", dying)
     child = os.fork()
     if not child:
-        run_job(EmbedJob(str(backbone), tmp_path / "scans", out, **words))
+        embed_scans(ScansJob(str(backbone), tmp_path / "scans", out, **words))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not out.exists()
@@ -268,7 +269,7 @@ def test_a_killed_command_goes_on_and_gives_the_same_bytes(
     (tmp_path / "maps/03.nii.tokens.nii").unlink()
     (tmp_path / "killed/.f.parquet.parts/.0123.npz.tmp").write_bytes(b"half")
     monkeypatch.setattr(scans, "embed_scan", counting)
-    run_job(EmbedJob(str(backbone), tmp_path / "scans", out, **words))
+    embed_scans(ScansJob(str(backbone), tmp_path / "scans", out, **words))
     assert not (tmp_path / "killed/.f.parquet.parts").exists()
     assert len(embedded) == 5  # four that were not kept, and one whose map had gone
     assert out.read_bytes() == whole.read_bytes()
@@ -282,17 +283,17 @@ def test_what_is_kept_counts_for_the_same_work_only(
     write_scan(tmp_path / "scans/one.nii")
     out = tmp_path / "f.csv"
     monkeypatch.setattr(entries.Kept, "remove", lambda _self: None)
-    made = EmbedJob(str(backbone), tmp_path / "scans", out, modality="CT")
-    run_job(made)
+    made = ScansJob(str(backbone), tmp_path / "scans", out, modality="CT")
+    embed_scans(made)
     found = entries.Kept(out).load()
     parts = list((tmp_path / ".f.csv.parts").iterdir())
 
-    def count_after(again: EmbedJob) -> int:
-        run_job(again)
+    def count_after(again: ScansJob) -> int:
+        embed_scans(again)
         return len(list((tmp_path / ".f.csv.parts").iterdir()))
 
     assert count_after(made) == len(parts) == len(found) == 1
-    assert count_after(EmbedJob(str(backbone), tmp_path / "scans", out, modality="MR")) == 2
+    assert count_after(ScansJob(str(backbone), tmp_path / "scans", out, modality="MR")) == 2
     os.utime(tmp_path / "scans/one.nii", ns=(1, 1))
     assert count_after(made) == 3
     # A damaged file of them is passed over, and its scan embedded again.
@@ -307,7 +308,7 @@ def test_two_commands_do_not_share_a_table(backbone: Path, folder: Path, tmp_pat
         job.only_one(tmp_path / ".features.csv.lock", doing="another"),
         pytest.raises(ValueError, match="another process is at it"),
     ):
-        run_job(EmbedJob(str(backbone), folder, out, modality="CT"))
+        embed_scans(ScansJob(str(backbone), folder, out, modality="CT"))
 
 
 @pytest.mark.slow
@@ -315,7 +316,7 @@ def test_two_processes_give_the_table_of_one(
     backbone: Path, folder: Path, tmp_path: Path, project: Path
 ) -> None:
     alone, together = tmp_path / "alone/f.csv", tmp_path / "together/f.csv"
-    run_job(EmbedJob(str(backbone), folder, alone, modality="CT"))
+    embed_scans(ScansJob(str(backbone), folder, alone, modality="CT"))
     launch = [sys.executable, "-m", "foundation.launch", "2", "foundation.embed", str(backbone)]
 
     def start(scans: Path) -> "subprocess.CompletedProcess[str]":
@@ -349,7 +350,7 @@ def test_a_backbone_of_several_sequences_is_told_at_once(tmp_path: Path, folder:
         provenance={},
     )
     with pytest.raises(ValueError, match="takes 2 sequences at once"):
-        run_job(EmbedJob(str(where), folder, tmp_path / "f.csv", modality="MR"))
+        embed_scans(ScansJob(str(where), folder, tmp_path / "f.csv", modality="MR"))
 
 
 @pytest.mark.gpu
@@ -359,7 +360,7 @@ def test_a_gpu_gives_the_features_of_the_processor(
     tables = {}
     for device in ("cpu", "cuda"):
         out, maps = tmp_path / f"{device}.npz", tmp_path / device
-        run_job(EmbedJob(str(backbone), folder, out, modality="CT", device=device, dense=maps))
+        embed_scans(ScansJob(str(backbone), folder, out, modality="CT", device=device, files=maps))
         found = nib.load(maps / "a/first.nii.tokens.nii").get_fdata()
         tables[device] = [*read_table(out)[1], found]
     for one, other in zip(tables["cpu"], tables["cuda"], strict=True):
@@ -370,7 +371,7 @@ def test_a_gpu_gives_the_features_of_the_processor(
 def test_real_dicom_series(backbone: Path, real_data: Path, tmp_path: Path) -> None:
     found = real_data / "dicom" / "ct_crlm_1004"
     out = tmp_path / "features.npz"
-    run_job(EmbedJob(str(backbone), found, out))
+    embed_scans(ScansJob(str(backbone), found, out))
     with np.load(out) as arrays:
         assert arrays["cls"].shape == (1, 96)
         assert np.isfinite(arrays["mean"]).all()

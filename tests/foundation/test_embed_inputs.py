@@ -14,7 +14,7 @@ import torch
 from foundation.backbone import random_backbone, save_backbone
 from foundation.embedding.coverage import Coverage, coverage_of, is_oriented
 from foundation.embedding.features import InputError
-from foundation.embedding.inputs import EmbedError, Item, find_items
+from foundation.embedding.inputs import Item, JobError, find_items
 from foundation.embedding.names import by_key, by_place
 from foundation.preprocessing import Preprocessing
 from foundation.vit import VitConfig, build_vit
@@ -131,10 +131,10 @@ def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
         ("scan,subject\na.nii,p\n,p\n", "row 2: the cell of 'scan' is empty"),
     ):
         table.write_text(text)
-        with pytest.raises(EmbedError, match=said):
+        with pytest.raises(JobError, match=said):
             find_items(table)
     table.write_text("scan\na.nii\na.nii\n")
-    with pytest.raises(EmbedError, match=r"a\.nii stands 2 times"):
+    with pytest.raises(JobError, match=r"a\.nii stands 2 times"):
         by_place(find_items(table).items)
 
 
@@ -146,7 +146,7 @@ def test_nrrd_and_metaimage_and_the_subject_in_a_name(tmp_path: Path) -> None:
     told = [(item.name, item.subject) for item in found.items]
     assert told == [("p01_ct.nrrd", "p01"), ("p02_ct.mha", "p02"), ("p02_late.mhd", "p02")]
     assert [path.name for path in found.items[2].files] == ["p02_late.mhd", "p02_late.raw"]
-    with pytest.raises(EmbedError, match="finds nothing in the name"):
+    with pytest.raises(JobError, match="finds nothing in the name"):
         find_items(tmp_path, subject=r"sub-\d+")
 
 

@@ -82,7 +82,7 @@ def test_from_raw_dicom_to_the_features_that_evaluation_uses(tmp_path: Path, pro
     shutil.rmtree(work)
     words = ["foundation.embed", "backbone", "scans", "--out"]
     said = run(*words, "plain.npz", folder=lab, project=project)
-    assert "(5 of 5 scans, width 96)" in said
+    assert "(5 of 5 scans)" in said
     hidden = ["hidden.npz", "--pseudonym-key", "key", "--namespace", "lab"]
     run(*words, *hidden, folder=lab, project=project)
 

@@ -7,7 +7,7 @@ from evaluation.reporting import picks
 from evaluation.reporting.content import Content, Task
 from evaluation.reporting.family import Ranks
 from evaluation.reporting.numbers import interval, number, p_sentence, plural, signed
-from evaluation.reporting.results import ModelResult
+from evaluation.reporting.results import Comparison, ModelResult
 from evaluation.reporting.tables.scores import COVERS, grouped, methods_of, model_cell, score_cell
 from evaluation.reporting.tables.table import (
     MOST_COLUMNS,
@@ -26,6 +26,10 @@ from evaluation.reporting.titles import (
     split_title,
 )
 from evaluation.reporting.words import counted
+from evaluation.statistics.kinds import TRAINED
+
+NO_FLOOR = "no backbone was compared with a floor here"
+NO_CEILING = "no network was trained from scratch on all training subjects of this task"
 
 
 def overview(content: Content) -> list[Table]:
@@ -136,7 +140,7 @@ def _remarked(cell: Cell, row: ModelResult, task: Task, num_counts: int, *, is_m
     main = picks.main_protocol(task.results.rows)
     under = (*cell.under, f"n = {row.n:,}") if num_counts > 1 else cell.under
     notes = cell.notes
-    if is_main and row.protocol != main:
+    if is_main and row.protocol != main and row.kind != TRAINED:
         notes = (*notes, f"{protocol_title(row.protocol)}, not {protocol_title(main)}")
     return Cell(cell.text, under=under, notes=notes, warnings=cell.warnings, is_best=cell.is_best)
 
@@ -154,29 +158,36 @@ def _reason_without_score(task: Task, key: Key) -> str:
 
 
 def _verdicts(content: Content, tasks: Sequence[Task]) -> tuple[Group, ...]:
-    """The strongest backbone less the strongest floor, of each task."""
-    cells = []
-    for task in tasks:
-        found = picks.verdict(task.results)
-        if found is None or found.difference is None:
-            reason = found.reason if found else "no backbone was compared with a floor here"
-            cells.append(reason_cell(reason))
-            continue
-        under = [interval(found.low, found.high, found.difference)]
-        if found.p_holm is not None:
-            under.append(p_sentence(found.p_holm))
-        note = f"{content.titles[found.a]} less {content.titles[found.b]}"
-        warnings = content.warnings(task.name, found.a, found.b)
-        text = signed(found.difference, found.low, found.high)
-        lines = tuple(line for line in under if line)
-        cells.append(Cell(text, under=lines, notes=(note,), warnings=tuple(warnings)))
-    if all(cell.text == reason_cell("").text for cell in cells):
-        return ()
-    head = Cell(
-        "Best backbone less best floor",
-        notes=("both picked by their point estimates; p adjusted by Holm in this report",),
+    """The strongest backbone less the strongest floor, and less the supervised ceiling."""
+    picked = "both picked by their point estimates; p adjusted by Holm in this report"
+    floors = [
+        _verdict(content, task, picks.verdict(task.results), otherwise=NO_FLOOR) for task in tasks
+    ]
+    tops = [
+        _verdict(content, task, picks.distance_to_ceiling(task.results), otherwise=NO_CEILING)
+        for task in tasks
+    ]
+    heads = {"Best backbone less best floor": floors, "Best backbone less supervised ceiling": tops}
+    rows = tuple(
+        Row(Cell(head, notes=(picked,)), tuple(cells))
+        for head, cells in heads.items()
+        if any(cell.text != reason_cell("").text for cell in cells)
     )
-    return (Group("Against the floors", "verdict", (Row(head, tuple(cells)),)),)
+    title = "Against the floors and the ceiling" if len(rows) > 1 else "Against the floors"
+    return (Group(title, "verdict", rows),) if rows else ()
+
+
+def _verdict(content: Content, task: Task, found: Comparison | None, *, otherwise: str) -> Cell:
+    if found is None or found.difference is None:
+        return reason_cell(found.reason if found else otherwise)
+    under = [interval(found.low, found.high, found.difference)]
+    if found.p_holm is not None:
+        under.append(p_sentence(found.p_holm))
+    note = f"{content.titles[found.a]} less {content.titles[found.b]}"
+    warnings = content.warnings(task.name, found.a, found.b)
+    text = signed(found.difference, found.low, found.high)
+    lines = tuple(line for line in under if line)
+    return Cell(text, under=lines, notes=(note,), warnings=tuple(warnings))
 
 
 def ranks_table(content: Content, ranks: Ranks) -> Table:
@@ -237,4 +248,6 @@ def _rank_lines(content: Content, ranks: Ranks) -> tuple[str, ...]:
             "share subjects are not independent, so both of these tests are surer than they should "
             "be."
         )
+    if any(model.kind == TRAINED for model in content.models):
+        lines.append("Not ranked: what was trained on the labels, another network for each task.")
     return tuple(lines)

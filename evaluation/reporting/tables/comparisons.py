@@ -13,13 +13,14 @@ from evaluation.reporting.titles import (
     metric_title,
     protocol_title,
 )
+from evaluation.statistics.kinds import FLOOR
 from evaluation.statistics.summary import FUSED
 
 CLEAR = 0.05
 
 
 def comparison_table(content: Content, task: Task, *, family: int) -> Table | None:
-    """Backbones against each other and against the best floor; None where nothing was compared.
+    """Backbones against the best floor, the ceiling and each other; None without comparisons.
 
     Args:
         content: Of the store.
@@ -33,7 +34,7 @@ def comparison_table(content: Content, task: Task, *, family: int) -> Table | No
     bounded = constant_score(metric) is not None
     limits = (-1.0, 1.0) if bounded else (-math.inf, math.inf)
     plot = forest([(one.low, one.difference, one.high) for one in found], line=0.0, limits=limits)
-    floors = {model.name for model in content.models if model.kind == "floor"}
+    floors = {model.name for model in content.models if model.kind == FLOOR}
     rows = [
         (one, _row(content, task, one, Cell(places=places)))
         for one, places in zip(found, plot.places, strict=True)
@@ -42,7 +43,12 @@ def comparison_table(content: Content, task: Task, *, family: int) -> Table | No
     rows = [(one, row) for one, row in rows if one.protocol != FUSED]
     parts = {
         "Backbones against floors": [row for one, row in rows if one.b in floors],
-        "Backbones against each other": [row for one, row in rows if one.b not in floors],
+        "Backbones against the supervised ceiling": [
+            row for one, row in rows if one.b in task.results.ceilings
+        ],
+        "Backbones against each other": [
+            row for one, row in rows if one.b not in floors | task.results.ceilings
+        ],
         "Backbones with clinical columns against these alone": together,
     }
     has_delong = any(one.p_delong is not None for one in found)

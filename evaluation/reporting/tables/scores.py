@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from evaluation.reporting import picks
-from evaluation.reporting.content import Content, Task
+from evaluation.reporting.content import CROSS_VALIDATION, Content, Task
 from evaluation.reporting.numbers import interval, number, percent, plural
 from evaluation.reporting.results import ModelResult, OutputScore, Score, Shuffled
 from evaluation.reporting.tables.forest import Forest, forest
@@ -26,10 +26,21 @@ from evaluation.reporting.titles import (
     split_title,
 )
 from evaluation.reporting.words import UNKNOWN_OVERLAP
+from evaluation.statistics.kinds import FLOOR, TRAINED
 
 COVERS = (
     "covers: how often intervals of this method held the truth in a simulation of clustered "
     "subjects at the n and the score nearest to these; nominal is 95%."
+)
+TRAINED_ON = (
+    "Trained on the labels: the network itself learns, from training subjects alone, and is "
+    "stopped where it is best on others. Where a test split is shown, probes are fitted on "
+    "validation too, and such a network is not. From scratch it is the supervised ceiling: what "
+    "these labels give without pretraining."
+)
+POOLED = (
+    "Its scores are of one network a fold, each on the subjects it was not trained on. Pooled, "
+    "they also hold what sets those networks apart, which tends to lower a metric of ranking."
 )
 THRESHOLDS = {
     "validation": "chosen on validation",
@@ -56,14 +67,14 @@ def score_cell(score: Score, *, best: float | None, warnings: Sequence[str] = ()
 
 
 def model_cell(content: Content, model: str, *, note: str = "") -> Cell:
-    """The head of a model's row; a foreign backbone says that its overlap is unknown."""
+    """The head of a model's row; what was pretrained on unknown data says so."""
     (about,) = [one for one in content.models if one.name == model]
-    notes = [UNKNOWN_OVERLAP] if about.kind == "backbone" and about.seen == "unknown" else []
+    notes = [UNKNOWN_OVERLAP] if about.kind != FLOOR and about.seen == "unknown" else []
     return Cell(about.title, notes=tuple(note for note in (*notes, note) if note))
 
 
 def grouped(rows: Sequence[tuple[str, Row]]) -> tuple[Group, ...]:
-    """Rows with the kind of their model: backbones and floors apart, an empty group left out."""
+    """Rows with the kind of their model, each kind apart; an empty group is left out."""
     parts = {kind: tuple(row for one, row in rows if one == kind) for kind in KIND_OF_MODEL}
     return tuple(Group(KIND_OF_MODEL[kind], kind, part) for kind, part in parts.items() if part)
 
@@ -150,6 +161,10 @@ def _lines(task: Task) -> tuple[str, ...]:
     ]
     if any(score.coverage is not None for row in results.rows for score in row.scores):
         lines.append(COVERS)
+    if any(row.kind == TRAINED for row in results.rows):
+        lines.append(TRAINED_ON)
+        if results.split == CROSS_VALIDATION:
+            lines.append(POOLED)
     if "balanced_accuracy" in results.metrics:
         whose = "all" if results.split == "cv" else "training"
         lines.append(
