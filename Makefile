@@ -23,6 +23,7 @@ export OMP_WAIT_POLICY := passive
 
 RUN := $(BIN)/python -m
 PRETRAIN := $(RUN) foundation.launch $(PROCESSES) foundation.pretrain
+FINETUNE := $(RUN) foundation.launch $(PROCESSES) foundation.finetune
 EVALUATE := $(RUN) foundation.launch $(PROCESSES) evaluation.run
 
 help: ## list the targets
@@ -41,11 +42,13 @@ $(READY): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[train,evaluate,export,cluster,dev]'
 	@touch $@
 
-demo: $(READY) ## phantom scans to shards, two pretrained backbones, and a benchmark report
+demo: $(READY) ## phantom scans to shards, two pretrained backbones, a supervised ceiling, and a benchmark report
 	@$(RUN) shards.phantom data/phantom --overwrite
 	@$(RUN) shards.build recipes/shards/demo.yaml if_changed=rebuild
 	@$(PRETRAIN) recipes/pretrain/demo_mae.yaml resume.if_changed=restart
 	@$(PRETRAIN) recipes/pretrain/demo_dino.yaml resume.if_changed=restart
+	@$(FINETUNE) recipes/finetune/demo_labels.yaml resume.if_changed=restart
+	@$(FINETUNE) recipes/finetune/demo_masks.yaml resume.if_changed=restart
 	@$(EVALUATE) recipes/evaluation/demo.yaml test=$(TEST)
 	@$(RUN) evaluation.report stores/demo --out reports/benchmark
 
@@ -57,6 +60,12 @@ real: real-data $(READY) ## the same on real scans: make real DATA=folder [TEST=
 	@$(RUN) shards.build recipes/shards/real_shapes.yaml data_root='$(DATA)' if_changed=rebuild
 	@$(PRETRAIN) recipes/pretrain/real_mae.yaml resume.if_changed=restart
 	@$(PRETRAIN) recipes/pretrain/real_dino.yaml resume.if_changed=restart
+	@for recipe in masks shapes hippocampus sarcoma; do \
+		$(FINETUNE) recipes/finetune/real_$$recipe.yaml data_root='$(DATA)' \
+			resume.if_changed=restart || exit; \
+		$(FINETUNE) recipes/finetune/real_$$recipe.yaml data_root='$(DATA)' name=real_scratch \
+			begin=scratch resume.if_changed=restart || exit; \
+	done
 	@$(EVALUATE) recipes/evaluation/real.yaml data_root='$(DATA)' test=$(TEST)
 	@$(RUN) evaluation.report stores/real --out reports/real
 

@@ -1,6 +1,6 @@
 """Fine-tune a backbone on labelled scans, or train its network from scratch, with DeepSpeed.
 
-    python -m foundation.finetune recipes/finetune/demo.yaml
+    python -m foundation.finetune recipes/finetune/template.yaml
     python -m foundation.launch 2 foundation.finetune RECIPE [section.field=value ...]
 
 Each task of the recipe, at each fraction of its training subjects, is a run with checkpoints, a log
@@ -10,26 +10,32 @@ goes on where it stopped; finished, it says so. SIGTERM, SIGUSR1 and Ctrl-C save
 with code 75.
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from foundation.finetuning.data import LabelledScans, build_scans, open_scans
+from foundation.finetuning.checks import check_key, check_monitor
+from foundation.finetuning.data import LabelledScans, build_scans, open_scans, recipe_of
 from foundation.finetuning.parts import Part, parts_of
 from foundation.finetuning.publishing import (
+    forget_best,
     publish_fold,
     publish_model,
     read_facts,
     score_held_out,
 )
-from foundation.finetuning.recipe import FinetuneConfig
+from foundation.finetuning.recipe import FinetuneConfig, part_name
 from foundation.finetuning.start import Start, find_start, first_method
 from foundation.finetuning.target import target_of
-from foundation.finetuning.work import MODEL, Finetuning, plan_of, tune
+from foundation.finetuning.work import MODEL, Finetuning, Plan, plan_of, tune
 from foundation.metrics.by_name import METRICS
+from foundation.running.job import check_folder
 from foundation.running.ranks import (
     Ranks,
     from_rank_zero,
+    gather_from_ranks,
     join_ranks,
     leave_ranks,
     losing_a_rank_is_an_error,
@@ -40,6 +46,8 @@ from foundation.running.stopping import StopRequest
 from foundation.tasks.labels import TaskError
 from foundation.tasks.task import Task, load_task
 from foundation.watching.heartbeat import Heartbeat
+from recipes.command import STOPPED
+from shards.files import only_one
 from shards.pseudonym import load_key
 
 
@@ -47,32 +55,38 @@ class Run(NamedTuple):
     """A part that is about to be trained."""
 
     work: Finetuning
+    plan: Plan
     folds: Sequence[Part]
     """that a model under cross-validation is told by"""
 
 
 def main(config: FinetuneConfig) -> None:
     """Fine-tune every part of the recipe, on this rank of however many there are."""
-    with StopRequest().listen() as request:
+    with StopRequest().listen() as request, ExitStack() as locks:
         ranks = join_ranks(timeout_s=config.train.timeout_s)
         try:
-            with losing_a_rank_is_an_error(config.folder):
-                for run in prepare(config, ranks=ranks):
+            runs = prepare(config, ranks=ranks, locks=locks)
+            for run in runs:
+                leave_if_asked(request)
+                with losing_a_rank_is_an_error(run.work.part.folder):
                     finetune(run, request=request)
-                from_rank_zero(lambda: summarise(config))
+            from_rank_zero(lambda: summarise(runs))
         finally:
             leave_ranks()
 
 
-def prepare(config: FinetuneConfig, *, ranks: Ranks) -> list[Run]:
-    """Check everything, and build the shards, before the first run begins."""
+def prepare(config: FinetuneConfig, *, ranks: Ranks, locks: ExitStack) -> list[Run]:
+    """Check everything, build the shards and open every folder, before the first run begins."""
     from_rank_zero(lambda: announce(config))
     start = from_rank_zero(lambda: find_start(config, say=True))
     tasks = from_rank_zero(lambda: load_tasks(config, start=start))
-    folders = patiently_from_rank_zero(
-        lambda: [build_scans(config, task, preprocessing=start.contract(task)) for task in tasks]
+    from_rank_zero(lambda: lock(config, tasks, locks=locks))
+    recipes = [recipe_of(config, task, preprocessing=start.contract(task)) for task in tasks]
+    keys = patiently_from_rank_zero(
+        lambda: [build_scans(*each) for each in zip(recipes, tasks, strict=True)]
     )
-    scans = [open_scans(folder, task) for folder, task in zip(folders, tasks, strict=True)]
+    folders = [Path(each.out) for each in recipes]
+    scans = open_all(folders, tasks, keys)
     return [
         run
         for path, task, found, folder in zip(config.tasks, tasks, scans, folders, strict=True)
@@ -86,6 +100,46 @@ def prepare(config: FinetuneConfig, *, ranks: Ranks) -> list[Run]:
             ranks=ranks,
         )
     ]
+
+
+def lock(config: FinetuneConfig, tasks: Sequence[Task], *, locks: ExitStack) -> None:
+    """Keep others off the folders of this command until it ends.
+
+    Raises:
+        ValueError: Another command is in one of them.
+    """
+    check_folder(config.out)
+    for task in tasks:
+        for fraction in config.fractions:
+            folder = config.folder / part_name(task.card.name, fraction)
+            file = folder.with_name(f".{folder.name}.lock")
+            locks.enter_context(only_one(file, doing=f"fine-tuning {folder}"))
+
+
+def leave_if_asked(request: StopRequest) -> None:
+    """End between two runs where any rank was asked to: what is done is on the disk."""
+    if not any(gather_from_ranks(request.asked is not None)):
+        return
+    from_rank_zero(
+        lambda: print("stopped between two runs; the same command goes on from there", flush=True)
+    )
+    sys.exit(STOPPED)
+
+
+def open_all(
+    folders: Sequence[Path], tasks: Sequence[Task], keys: Sequence[Collection[str]]
+) -> list[LabelledScans]:
+    """The shards of every task, on every rank; what is wrong with them rank 0 tells."""
+    opened: list[LabelledScans] = []
+
+    def open_them() -> None:
+        for folder, task, wanted in zip(folders, tasks, keys, strict=True):
+            opened.append(open_scans(folder, task, keys=wanted))
+
+    from_rank_zero(open_them)
+    if not opened:
+        open_them()
+    return opened
 
 
 def announce(config: FinetuneConfig) -> None:
@@ -103,16 +157,22 @@ def load_tasks(config: FinetuneConfig, *, start: Start) -> list[Task]:
     Raises:
         TaskError: A card is listed twice, or nothing is trained for its kind.
     """
+    check_key(config)
     key = load_key(config.pseudonym_key)
-    tasks = [load_task(path, data_root=config.data_root, key=key) for path in config.tasks]
+    tasks = [
+        load_task(path, data_root=config.data_root, key=key, needs_test=False)
+        for path in config.tasks
+    ]
     names = [task.card.name for task in tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise TaskError(f"tasks: two cards are named {twice!r}; a name stands once")
     for task in tasks:
         for fraction in config.fractions:
-            part = parts_of(config, task, fraction=fraction)[-1]
-            target = target_of(task, part.train)
-            first_method(config, part, start=start, target=target, resumed=True)
+            parts = parts_of(config, task, fraction=fraction)
+            target = target_of(task, parts[-1].train)
+            first_method(config, parts[-1], start=start, target=target, resumed=True)
+            for each in parts:
+                check_monitor(config, each)
     return tasks
 
 
@@ -127,19 +187,22 @@ def runs_of(
 ) -> Iterator[Run]:
     """The runs of one task at one fraction, folds before the model that is told by them."""
     parts = parts_of(config, task, fraction=config.fractions[0])
-    for part in parts:
-        target = target_of(task, part.train)
-        work = Finetuning(config, part, start, target, scans, folder, ranks)
-        yield Run(work, parts[:-1] if part.fold is None else ())
+    works = [
+        Finetuning(config, part, start, target_of(task, part.train), scans, folder, ranks)
+        for part in parts
+    ]
+    # The model's folder first: where it makes room for another recipe's, those of folds go with it.
+    plans = from_rank_zero(lambda: [plan_of(work) for work in reversed(works)])[::-1]
+    for part, work, plan in zip(parts, works, plans, strict=True):
+        yield Run(work, plan, parts[:-1] if part.fold is None else ())
 
 
 def finetune(run: Run, *, request: StopRequest) -> None:
     """One run, from where it stands to its result."""
-    work = run.work
+    work, plan = run.work, run.plan
     part, ranks = work.part, work.ranks
-    plan = from_rank_zero(lambda: plan_of(work))
     if plan.state.finished:
-        from_rank_zero(lambda: print(f"up to date: {part.folder / work.result}", flush=True))
+        from_rank_zero(lambda: say_finished(work))
         return
     with Heartbeat(
         part.folder,
@@ -149,17 +212,25 @@ def finetune(run: Run, *, request: StopRequest) -> None:
         stall_s=work.config.safety.stall_s,
     ) as heartbeat:
         method = tune(work, plan=plan, request=request, heartbeat=heartbeat)
-        scored = score_held_out(work, method)
+        scored = score_held_out(
+            work, method, alive=lambda: heartbeat.beat(work.config.train.steps, "health")
+        )
         if part.fold is not None:
             from_rank_zero(lambda: publish_fold(work, scored))
         else:
             from_rank_zero(lambda: publish_model(work, method, scored=scored, folds=run.folds))
 
 
-def summarise(config: FinetuneConfig) -> None:
+def say_finished(work: Finetuning) -> None:
+    """And remove what a process left that died just after the end."""
+    print(f"up to date: {work.part.folder / work.result}", flush=True)
+    forget_best(work.part.folder)
+
+
+def summarise(runs: Sequence[Run]) -> None:
     """A line for each model: where it is, and how good on subjects that it has not learnt from."""
     print()
-    for folder in sorted(path.parent for path in config.folder.glob(f"*/{MODEL}")):
+    for folder in [run.work.part.folder for run in runs if run.work.part.fold is None]:
         facts = read_facts(folder)
         metric, told = facts["metric"], facts["validation"]
         found = told["scores"].get(metric)

@@ -108,7 +108,7 @@ class Model(nn.Module):
 
         Raises:
             InputError: A segmentation is scored by its masks: see :meth:`classes_of`.
-            ScanError: The scan is thinner than a voxel of the contract's spacing.
+            ScanError: The scan is too thin, or what is computed is not finite.
         """
         self._check_kind(is_mask=False)
         return label_outcome(self, scan)["scores"]
@@ -118,7 +118,7 @@ class Model(nn.Module):
 
         Raises:
             InputError: It is no segmentation.
-            ScanError: The scan is thinner than a voxel of the contract's spacing.
+            ScanError: The scan is too thin, or what is computed is not finite.
         """
         self._check_kind(is_mask=True)
         return mask_outcome(self, scan)[1]
@@ -128,7 +128,7 @@ class Model(nn.Module):
 
         Raises:
             InputError: It is no segmentation.
-            ScanError: The scan is thinner than a voxel of the contract's spacing.
+            ScanError: The scan is too thin, or what is computed is not finite.
         """
         return labels_of(self.classes_of(scan), self.target)
 
@@ -136,7 +136,7 @@ class Model(nn.Module):
         """What is told of a scan.
 
         Raises:
-            ScanError: The scan is thinner than a voxel of the contract's spacing.
+            ScanError: The scan is too thin, or what is computed is not finite.
         """
         mask: NDArray[np.unsignedinteger[Any]] | None = None
         if self.target.kind == "segmentation":
@@ -147,14 +147,14 @@ class Model(nn.Module):
         return Prediction(cells_of(outcome, self.target, self.calibration), outcome, mask)
 
     def predict(self, where: str | Path, *, modality: str | None = None) -> Prediction:
-        """What is told of a file or a DICOM folder.
+        """What is told of a file or a DICOM folder, whether training has seen its like or not.
 
         Args:
             where: See :func:`shards.scan.read_scan`.
             modality: Of an image file, which does not tell.
 
         Raises:
-            ScanError: It cannot be read, or is thinner than a voxel of the contract's spacing.
+            ScanError: It cannot be read, is too thin, or what is computed is not finite.
         """
         return self.predict_scan(read_scan(where, modality=modality))
 

@@ -7,14 +7,26 @@
     python -m foundation.launch 4 foundation.predict MODEL scans/ --out p.csv --device cuda
 
 MODEL is the folder that a fine-tuning writes, or whatever else load_model takes; SCANS is what
-foundation.embed takes, and so are the other words. A row tells the label with a probability for
-each class, a value, a risk and survival, or volumes, and how unsure the model is of it: which
-columns these are for each kind of task stands in foundation/predicting/cells.py.
+foundation.embed takes, and so are the other words. By the kind of task a row holds
 
-Of a segmentation --masks writes each mask as NIfTI in the scan's own space; without it there are
-volumes only. A scan that the training data does not cover is refused unless --allow-uncovered,
-which says so in its row. Beside the table lies its ledger: what came of each input. A command that
-was ended goes on where it stopped. This is research software: no prediction is a diagnosis.
+    classes   label, probability_CLASS, calibrated, uncertainty, set
+    labels    label, probability_LABEL, calibrated, uncertainty, set_LABEL
+    a number  value, low, high
+    survival  risk (larger is earlier), survival_DAYSd, median_days, low_days, high_days
+    masks     volume_CLASS_ml, uncertainty, mask
+
+Probabilities are calibrated where held-out subjects were enough, which the column says; uncertainty
+is their entropy, from 0 (certain) to 1 (no idea); set, and low to high, hold the truth for nine of
+ten new subjects of the population they were fitted on, and are empty where these were too few.
+From low_days to high_days one and nine of ten have had the event.
+
+Of a segmentation --masks writes each mask as NIfTI in the scan's own space, in place of one that it
+has written there before; without it there are volumes only. Keep corrected masks elsewhere.
+
+A scan that the training data does not cover (its modality, sequence, spacing or unknown
+orientation) is refused unless --allow-uncovered, which says so in its row. Beside the table lies
+its ledger: what came of each input. A command that was ended goes on where it stopped. This is
+research software: no prediction is a diagnosis.
 
 A row is named by the scan's path below SCANS: keep names of patients out of your folders, or give
 --pseudonym-key.

@@ -30,6 +30,9 @@ from recipes.load import digest, to_yaml
 from shards.stream import crop_batches
 from shards.streaming.batch import CropBatch
 
+_SPLITS_PARAMETERS = 3
+"""The stage whose engine must stand while whole weights are asked for."""
+
 
 def open_log(config: TrainingSections, *, folder: Path, start: int) -> RunLog:
     """The run's log, to go on after ``start`` updates."""
@@ -71,6 +74,8 @@ def train(job: Job, *, method: Method, state: RunState) -> Method:
         engine = start(job, method=method, state=state)
         back = run_steps(job, engine=engine, guard=guard, state=state)
         if back is None:
+            if job.config.deepspeed.stage < _SPLITS_PARAMETERS:
+                engine.destroy()  # DeepSpeed would keep it, for as long as the process lives
             return method
         state = state._replace(step=back, checkpoint=job.checkpoints / step_name(back))
         engine.destroy()

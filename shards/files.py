@@ -93,12 +93,16 @@ def recover_folder(folder: Path) -> None:
         replaced.rename(folder)
 
 
+class Busy(ValueError):
+    """Another process does what only one may do at a time."""
+
+
 @contextmanager
 def only_one(lock: Path, *, doing: str) -> Iterator[None]:
     """Hold a lock file while the block runs; the system lets go of it when the process ends.
 
     Raises:
-        ValueError: Another process holds it.
+        Busy: Another process holds it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
@@ -109,7 +113,7 @@ def only_one(lock: Path, *, doing: str) -> Iterator[None]:
         except BlockingIOError:
             is_mine = False
         if not is_mine:
-            raise ValueError(f"{doing}: another process is at it; wait for it to end")
+            raise Busy(f"{doing}: another process is at it; wait for it to end")
         try:
             yield
         finally:

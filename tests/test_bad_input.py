@@ -76,6 +76,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimiser": {"lr": 1e-3, "warmup_steps": 1},
         "checkpoint": {"every_steps": 2},
     },
+    "finetune": {
+        "name": "tuned",
+        "tasks": ["task.yaml"],
+        "data_root": "data",
+        "pseudonym_key": "key",
+        "backbone": "runs/done/backbone",
+        "train": {"steps": 4, "global_batch": 2},
+        "optimiser": {"lr": 1e-3, "warmup_steps": 1},
+        "checkpoint": {"every_steps": 2},
+        "build_workers": 0,
+    },
     "task": {
         "name": "bright",
         "title": "A bright corner",
@@ -104,6 +115,7 @@ CACHES = ("features", "gate", "scored")
 PICTURES = ("original", "masked", "reconstruction")
 BUILD = ("shards.build", "shards.yaml")
 PRETRAIN = ("foundation.pretrain", "pretrain.yaml")
+FINETUNE = ("foundation.finetune", "finetune.yaml")
 EMBED = ("foundation.embed", "runs/done/backbone", "data/scans", "--modality", "MR", "--out")
 EVALUATE = ("evaluation.run", "evaluation.yaml")
 REPORT = ("evaluation.report", "stores/toy", "--out", "reports/toy")
@@ -263,16 +275,16 @@ def place(finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         yield Place(root, capfd)
 
 
-RECIPE_COMMANDS = (BUILD, PRETRAIN, EVALUATE)
+RECIPE_COMMANDS = (BUILD, PRETRAIN, FINETUNE, EVALUATE)
 
 
 @pytest.mark.parametrize("command", RECIPE_COMMANDS, ids=lambda command: command[0])
 def test_a_recipe_that_cannot_be_used(place: Place, command: tuple[str, str]) -> None:
     module, recipe = command
-    key = {"shards.yaml": "data_root", "pretrain.yaml": "train", "evaluation.yaml": "data_root"}
-    mistyped = key[recipe][:-1] + "e"
+    key = "train" if recipe == "pretrain.yaml" else "data_root"
+    mistyped = key[:-1] + "e"
     line = place.refuses(module, recipe, f"{mistyped}=1")
-    assert f"unknown key {mistyped!r}, did you mean {key[recipe]!r}?" in line
+    assert f"unknown key {mistyped!r}, did you mean {key!r}?" in line
     assert "unknown key 'Name'" in place.refuses(module, recipe, "Name=1")
     near = place.refuses(module, recipe.replace("y", "i"))
     assert f"no such recipe, did you mean {recipe}" in near.replace("./", "")
@@ -564,6 +576,33 @@ def test_a_full_disk_while_pretraining(place: Place, project: Path) -> None:
     assert not (place.root / "runs/toy/backbone").exists()
 
 
+def test_what_cannot_be_tuned(place: Place) -> None:
+    for words, said in (
+        (["backbone=nowhere"], "nowhere"),
+        (["tasks=[nowhere.yaml]"], "nowhere.yaml: no such recipe"),
+        (["tasks=[task.yaml,task.yaml]"], "two cards are named 'bright'"),
+        (["data_root=nowhere"], "nowhere"),
+        (["pseudonym_key=nowhere"], "nowhere: no such key"),
+        (["crop_shape=[9,8,12]"], "(9, 8, 12) voxels is not a whole number"),
+        (["begin=scratch", "tune.mode=lora"], "from scratch take full"),
+        (["tune.mode=last_blocks", "tune.num_blocks=5"], "the backbone has 1 blocks"),
+        (["loss.huber_delta=1"], "loss.huber_delta says nothing for a binary task"),
+    ):
+        assert said in place.refuses(*FINETUNE, *words), words
+    change_table(place, lambda row: row.update(bright="1") if row["split"] == "val" else None)
+    assert "validation subjects define no auroc" in place.refuses(*FINETUNE)
+    place.rewrite("task", lambda tree: tree.update(kind="retrieval", floors={}))
+    assert "nothing is trained for it" in place.refuses(*FINETUNE)
+
+
+def test_a_scan_that_tuning_cannot_read(place: Place) -> None:
+    truncate(place.root / "data/scans/s02.nii.gz")
+    line = the_line(place.run(*FINETUNE))
+    assert "task bright: 1 of 16 labelled subjects have no scan in data/finetune/tiny-" in line
+    assert "ledger.jsonl says why" in line
+    assert not (place.root / "runs/tuned/bright").exists()
+
+
 def test_launch_tells_a_mistake_once(place: Place, project: Path) -> None:
     assert "foundation.nope: no such module" in place.refuses(
         "foundation.launch", "2", "foundation.nope", "pretrain.yaml"
@@ -589,7 +628,9 @@ def test_a_backbone_with_a_missing_or_damaged_file(place: Place, name: str) -> N
 
 
 def test_embedding_what_cannot_be(place: Place) -> None:
-    (place.root / "features.csv").write_text("of an earlier day")
+    (place.root / "features.csv").write_text("somebody else's")
+    assert "was not written by this command" in place.refuses(*EMBED, "features.csv")
+    (place.root / "features.ledger.jsonl").write_text("of an earlier day")
     empty = place.root / "empty"
     empty.mkdir()
     for words, said in (

@@ -86,7 +86,11 @@ def read_parts(folder: Path) -> list[Part]:
         FinetunedError: There is none, one of them is damaged, two are of one task and share, or
             they did not all begin alike.
     """
-    finished = [path.parent.parent for path in sorted(folder.glob(f"*/{MODEL}/{SUMS}"))]
+    finished = [
+        path.parent.parent
+        for path in sorted(folder.glob(f"*/{MODEL}/{SUMS}"))
+        if "." not in path.parent.parent.name  # moved aside by a fine-tuning that began anew
+    ]
     parts = [_read(each / PART) for each in finished]
     if not parts:
         state = "no finished part here" if folder.is_dir() else "no such folder"

@@ -37,26 +37,39 @@ class Coverage:
         modalities: That it has seen.
         target_mm: Spacing (d, h, w) of the contract; None: each scan's own.
         low_mm, high_mm: Smallest and largest edge of the voxels it has seen, along each axis.
+        sequence: Of a visit, which it was trained on alone.
     """
 
     modalities: frozenset[str] | None = None
     target_mm: Spacing | None = None
     low_mm: Spacing | None = None
     high_mm: Spacing | None = None
+    sequence: str | None = None
 
-    def reasons(self, scan: Scan, *, is_oriented: bool = True) -> list[str]:
+    def reasons(self, scan: Scan, *, sequence: str = "", is_oriented: bool = True) -> list[str]:
         """Why a scan is not covered, in a few words each; empty where it is.
 
         Args:
             scan: As it was read, before any resampling.
+            sequence: Of its visit, as the user names it; empty where nobody does.
             is_oriented: False where the file does not say how it lies in the patient.
         """
-        return [*self._of_modality(scan), *self._of_spacing(scan), *_of_axes(scan, is_oriented)]
+        return [
+            *self._of_modality(scan),
+            *self._of_sequence(sequence),
+            *self._of_spacing(scan),
+            *_of_axes(scan, is_oriented),
+        ]
 
     def _of_modality(self, scan: Scan) -> list[str]:
         if self.modalities is None or scan.modality in self.modalities:
             return []
         return [f"modality {scan.modality}, the backbone has seen {_list(self.modalities)}"]
+
+    def _of_sequence(self, sequence: str) -> list[str]:
+        if not sequence or self.sequence in (None, sequence):
+            return []
+        return [f"sequence {sequence}, the model has learnt from {self.sequence}"]
 
     def _of_spacing(self, scan: Scan) -> list[str]:
         found = []
@@ -77,7 +90,8 @@ class Coverage:
 
 
 def coverage_of(backbone: "Backbone") -> Coverage:
-    """By the contract, and by ``shards.modalities`` and ``shards.spacing_mm`` of the provenance.
+    """By the contract, and by ``shards`` of the provenance: ``modalities``, ``spacing_mm``, and
+    ``sequence`` where a network was tuned on one of several.
 
     Raises:
         InputError: The provenance says something else than it should there.
@@ -97,6 +111,7 @@ def coverage_of(backbone: "Backbone") -> Coverage:
         target_mm=backbone.preprocessing.spacing_mm,
         low_mm=low,
         high_mm=high,
+        sequence=str(shards["sequence"]) if shards.get("sequence") else None,
     )
 
 

@@ -71,10 +71,12 @@ def run_job(job: ScansJob, begin: Callable[[str], Work], *, makes: str) -> None:
         makes: What the table holds, in a word.
 
     Raises:
-        JobError: No scan was found, or nothing could be done with any; the ledger says why.
+        JobError: No scan was found, or nothing could be done with any, and the ledger says why; or
+            what would be written is somebody else's, or lies among the scans.
     """
     check_table(job.out)
     with joined() as team:
+        team.first_alone(lambda: _check_out(job))
         if team.is_first:
             print(f"reads   {job.where}, {job.scans}\nwrites  {_written(job)}", flush=True)
         device = team.device(job.device)
@@ -96,6 +98,23 @@ def file_of(folder: Path, scan: str, *, ending: str) -> Path:
     return folder.joinpath(*parts[:-1], f"{parts[-1]}.{ending}")
 
 
+def _check_out(job: ScansJob) -> None:
+    """Nothing of somebody else's is replaced, and nothing lies where scans are looked for."""
+    files = job.files.resolve() if job.files and job.scans.is_dir() else None
+    if files is not None and files.is_relative_to(job.scans.resolve()):
+        raise JobError(
+            f"{job.files}: lies in {job.scans}, where the next command would take its images for "
+            f"scans; choose a folder outside of it"
+        )
+    if job.out.is_dir():
+        raise JobError(f"{job.out}: is a folder; name a file")
+    if job.out.exists() and not job.ledger.exists():
+        raise JobError(
+            f"{job.out}: is there, and no {job.ledger.name} beside it, so that it was not written "
+            f"by this command; choose another name, or take it away"
+        )
+
+
 def _written(job: ScansJob) -> str:
     files = f", {job.files}/" if job.files else ""
     return f"{job.out}, {job.ledger}{files}"
@@ -108,12 +127,29 @@ def _named(job: ScansJob) -> Found:
     if not found.items:
         raise JobError(f"{job.scans}: no NIfTI, NRRD or MetaImage file and no DICOM series here")
     if job.pseudonym_key is None:
-        return found._replace(items=by_place(found.items))
+        named = found._replace(items=by_place(found.items))
+        _check_apart(job, named.items)
+        return named
     if not job.pseudonym_key.exists():
         print(f"writes  {job.pseudonym_key}, a new key: whoever has it can trace rows", flush=True)
     key = load_key(job.pseudonym_key)
     namespace = job.namespace or found.namespace
     return found._replace(items=by_key(found.items, key=key, namespace=namespace))
+
+
+def _check_apart(job: ScansJob, items: Sequence[Item]) -> None:
+    """``../a.nii`` of a table and ``a.nii`` would have one file."""
+    if job.files is None:
+        return
+    names: dict[Path, str] = {}
+    for item in items:
+        path = file_of(job.files, item.name, ending="")
+        if path in names:
+            raise JobError(
+                f"{names[path]} and {item.name} would be written to one file below {job.files}; "
+                f"name the scans by paths below one folder"
+            )
+        names[path] = item.name
 
 
 def _fill(job: ScansJob, work: Work, found: Found, keys: Mapping[str, str], *, team: Team) -> None:

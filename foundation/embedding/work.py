@@ -66,9 +66,12 @@ def entries_of(work: Work, item: Item, opened: Opened, *, key: str) -> Iterator[
     scan: Scan | None = opened.first
     number, name = 1, item.name
     while scan is not None:
-        is_oriented = opened.is_oriented
+        uncovered = work.coverage.reasons(
+            scan, sequence=item.sequence, is_oriented=opened.is_oriented
+        )
         yield entry(
-            name=name, **_of_scan(work, scan, name=name, source=source, is_oriented=is_oriented)
+            name=name,
+            **_of_scan(work, scan, name=name, source=source, uncovered="; ".join(uncovered)),
         )
         number += 1
         name = f"{item.name}@{number}"
@@ -80,10 +83,9 @@ def entries_of(work: Work, item: Item, opened: Opened, *, key: str) -> Iterator[
 
 
 def _of_scan(
-    work: Work, scan: Scan, *, name: str, source: Path | None, is_oriented: bool
+    work: Work, scan: Scan, *, name: str, source: Path | None, uncovered: str
 ) -> dict[str, Any]:
     """Status, reason, modality, spacing and arrays of one scan."""
-    uncovered = "; ".join(work.coverage.reasons(scan, is_oriented=is_oriented))
     about = {"modality": scan.modality, "spacing_mm": tuple(map(float, scan.spacing_mm))}
     if uncovered and not work.allow_uncovered:
         return {"status": "refused", "reason": uncovered, **about}

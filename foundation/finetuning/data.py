@@ -3,6 +3,7 @@
 They hold training and validation subjects alone: what a test split holds is not even read.
 """
 
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,22 +13,28 @@ import numpy as np
 from foundation.finetuning.recipe import FinetuneConfig
 from foundation.finetuning.target import Target
 from foundation.preprocessing import Preprocessing
-from foundation.tasks.labels import TaskError
+from foundation.tasks.labels import TaskError, is_labelled
 from foundation.tasks.masks import Classes
 from foundation.tasks.task import Task
 from recipes.load import digest
 from shards.build import BuildConfig
 from shards.build import main as build
-from shards.index import VOLUME
+from shards.building.ledger import parse_ledger
+from shards.building.plan import jobs_of
+from shards.files import Busy
+from shards.index import LEDGER, VOLUME
 from shards.measure.similar import DuplicatePolicy
 from shards.policy import LENIENT
+from shards.pseudonym import load_key
 from shards.scan import Scan
-from shards.sources.from_cohort import MASK
-from shards.sources.source import SourceConfig
+from shards.sources.from_cohort import MASK, is_wanted
+from shards.sources.source import SourceConfig, read_source
 from shards.streaming.corpus import Boxed, Corpus, open_corpus
 from shards.streaming.crops import CropPlan
 from shards.streaming.reader import ShardReader
 from shards.streaming.reading import FolderConfig
+
+_LOOK_AGAIN_S = 2.0
 
 
 class LabelledScans(NamedTuple):
@@ -74,15 +81,47 @@ def class_table(target: Target) -> Classes:
     return table
 
 
-def build_scans(config: FinetuneConfig, task: Task, *, preprocessing: Preprocessing) -> Path:
+def build_scans(about: BuildConfig, task: Task) -> frozenset[str]:
     """Make the shards of a task, or find that they are up to date.
+
+    Another command that makes the same ones is waited for.
+
+    Args:
+        about: From :func:`recipe_of`.
+        task: Whose they are.
+
+    Returns:
+        Keys of the samples that have a label; what else the shards hold is not the task's.
 
     Raises:
         ValueError: A scan cannot be read, or the folder not be written.
     """
-    about = recipe_of(config, task, preprocessing=preprocessing)
-    build(about)
-    return Path(about.out)
+    has_told = False
+    while True:
+        try:
+            build(about)
+        except Busy as error:
+            if not has_told:
+                print(f"waiting: {error}", flush=True)
+            has_told = True
+            time.sleep(_LOOK_AGAIN_S)
+        else:
+            return _labelled_keys(about, task)
+
+
+def _labelled_keys(about: BuildConfig, task: Task) -> frozenset[str]:
+    """Shards keep samples of rows that have left the table, and know nothing of labels."""
+    (chosen,) = about.sources
+    source = read_source(chosen, data_root=about.data_root)
+    rows = [row for row in task.cohort.rows if is_wanted(row, chosen)]
+    by_mask = task.card.kind == "segmentation"  # which the shards do know
+    inputs = {
+        job.input
+        for row, job in zip(rows, jobs_of([source], load_key(about.pseudonym_key)), strict=True)
+        if by_mask or is_labelled(row, task.card)
+    }
+    ledger = parse_ledger((Path(about.out) / LEDGER).read_bytes())
+    return frozenset(entry.key for entry in ledger if entry.key and entry.input in inputs)
 
 
 def recipe_of(config: FinetuneConfig, task: Task, *, preprocessing: Preprocessing) -> BuildConfig:
@@ -111,8 +150,13 @@ def recipe_of(config: FinetuneConfig, task: Task, *, preprocessing: Preprocessin
     )
 
 
-def open_scans(folder: Path, task: Task) -> LabelledScans:
+def open_scans(folder: Path, task: Task, *, keys: Collection[str]) -> LabelledScans:
     """The shards of a task.
+
+    Args:
+        folder: Of the shards.
+        task: Whose they are.
+        keys: From :func:`build_scans`.
 
     Raises:
         TaskError: A labelled subject of training or validation has no sample in them, or it is not
@@ -122,9 +166,9 @@ def open_scans(folder: Path, task: Task) -> LabelledScans:
     sequence = _sequence_of(task)
     mask = (task.card.label.mask or MASK) if task.card.kind == "segmentation" else None
     samples: dict[str, list[int]] = {}
-    for index, scan in enumerate(reader.samples.scans()):
+    for index, (key, scan) in enumerate(reader.samples.keyed_scans()):
         has_sequence = sequence in [one["name"] for one in scan["sequences"]]
-        if has_sequence and (mask is None or mask in scan["masks"]):
+        if key in keys and has_sequence and (mask is None or mask in scan["masks"]):
             samples.setdefault(scan["subject"], []).append(index)
     wanted = [task.subjects[row] for row in task.rows("train", "val", "cv")]
     if lost := [subject for subject in wanted if subject not in samples]:
@@ -158,26 +202,28 @@ def training_corpus(
     target: Target,
 ) -> Corpus:
     """Those samples that are learnt from; of a segmentation crops are centred about the mask."""
+    indices = [index for subject in sorted(subjects) for index in scans.samples[subject]]
+    keys = {index: scans.reader.samples[index].key for index in indices}
     boxes = None
     if scans.mask is not None:
-        indices = [index for subject in sorted(subjects) for index in scans.samples[subject]]
         boxes = {
-            scans.reader.samples[index].key: box
-            for index in indices
+            key: box
+            for index, key in keys.items()
             if (box := _box_of(scans.classes(index, target))) is not None
         }
     return open_corpus(
         [FolderConfig(folder=str(folder))],
         plan=plan,
         seed=seed,
-        subjects=frozenset(subjects),
+        keys=frozenset(keys.values()),
         boxes=boxes,
     )
 
 
 def _box_of(classes: Classes) -> Boxed | None:
     """[start, stop) around everything that is not background; None where there is nothing."""
-    places = np.nonzero(classes)
-    if not len(places[0]):
+    there = classes > 0
+    sides = [np.flatnonzero(there.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    if not len(sides[0]):
         return None
-    return tuple((int(each.min()), int(each.max()) + 1) for each in places)
+    return tuple((int(each[0]), int(each[-1]) + 1) for each in sides)

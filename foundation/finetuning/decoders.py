@@ -34,7 +34,7 @@ class DecoderConfig(Section):
     overlap: float = Field(
         default=0.5,
         ge=0,
-        lt=1,
+        le=0.9,
         description="of neighbouring windows, along each axis, at inference",
     )
 

@@ -96,7 +96,7 @@ def mean_entropy(probabilities: Tensor) -> float:
     is no background, so that the size of a scan around an organ plays no part.
 
     Args:
-        probabilities: (K, D, H, W), background first.
+        probabilities: (K, D, H, W), background first. Of what is not finite comes NaN.
     """
     entropy = torch.zeros_like(probabilities[0])
     for each in probabilities:
@@ -104,7 +104,7 @@ def mean_entropy(probabilities: Tensor) -> float:
     foreground = 1 - probabilities[0]
     total = foreground.sum(dtype=torch.float64)
     weighed = (entropy * foreground).sum(dtype=torch.float64) / math.log(len(probabilities))
-    return float(weighed / total) if total > 0 else 0.0
+    return float(weighed / total) if total != 0 else 0.0
 
 
 def write_mask(

@@ -53,7 +53,8 @@ class LabelTable(nn.Module):
 
     def forward(self, subject: Tensor) -> Tensor:
         """Labels of the subjects of a batch, (B,) or (B, L)."""
-        place = torch.searchsorted(self._numbers, subject.to(self._numbers.device))
+        number = subject.to(self._numbers.device).contiguous()
+        place = torch.searchsorted(self._numbers, number).clamp(max=len(self._numbers) - 1)
         assert torch.equal(self._numbers[place].cpu(), subject.cpu()), "a subject without a label"
         return self._label[place]
 
@@ -82,7 +83,7 @@ class Finetune(nn.Module):
     ) -> None:
         """``bag_size`` crops that lie behind each other in the stream are of one scan."""
         super().__init__()
-        self.network = network
+        self.network = network.train()  # of what is frozen evaluation mode, from the first step on
         self.labels = labels
         self.preprocessing = preprocessing
         self.loss = loss

@@ -4,15 +4,12 @@ A fold leaves ``held_out.csv``. The run that makes the model leaves ``prediction
 subjects, or everybody by the fold that did not see them), ``part.json`` and at last ``model/``.
 """
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foundation.artefact.curve import loss_curve
 from foundation.artefact.head import HeadSettings
@@ -22,42 +19,29 @@ from foundation.finetuning.calibration import fit_calibration
 from foundation.finetuning.lora import merge_lora
 from foundation.finetuning.method import Finetune
 from foundation.finetuning.parts import Part
+from foundation.finetuning.predictions import (
+    Predicted,
+    out_of_fold,
+    summary,
+    write_predictions,
+)
 from foundation.finetuning.scoring import Scored, score_rows
 from foundation.finetuning.start import SCRATCH
-from foundation.finetuning.validation import BEST, standing_of
-from foundation.finetuning.work import HELD_OUT, MODEL, Finetuning
+from foundation.finetuning.validation import BEST
+from foundation.finetuning.work import HELD_OUT, MODEL, Finetuning, chosen_step
 from foundation.log import read_log
-from foundation.metrics.by_name import METRICS, METRICS_OF
-from foundation.metrics.quality import measures
 from foundation.running.job import device_name
 from foundation.running.provenance import finished_today, versions
-from foundation.running.runs import CHECKPOINTS, LOG
+from foundation.running.runs import LOG
 from foundation.tasks.describe import describe_label
 from recipes.load import digest
-from shards.files import write_json, write_text
+from shards.files import write_json
+from shards.index import VOLUME
 
 PREDICTIONS, PART = "predictions.csv", "part.json"
-_NUM_BOOTSTRAPS = 1000
-
-Floats = NDArray[np.float64]
 
 
-class Predicted(NamedTuple):
-    """Scores of subjects that a model, or the model of their fold, has not learnt from.
-
-    Attributes:
-        rows: Of the task, (m,).
-        folds: (m,) number of the fold; 0 of validation subjects.
-        scores: (m, K).
-    """
-
-    rows: NDArray[np.int64]
-    folds: NDArray[np.int64]
-    scores: Floats
-    split: str
-
-
-def score_held_out(work: Finetuning, method: Finetune) -> Scored:
+def score_held_out(work: Finetuning, method: Finetune, *, alive: Callable[[], None]) -> Scored:
     """Of a fold its held-out subjects, else the validation subjects; a collective call."""
     part, config = work.part, work.config
     return score_rows(
@@ -68,6 +52,8 @@ def score_held_out(work: Finetuning, method: Finetune) -> Scored:
         ranks=work.ranks,
         precision=config.deepspeed.precision,
         overlapping=config.decoder.overlap,
+        alive=alive,
+        with_surfaces=True,
     )
 
 
@@ -76,9 +62,9 @@ def publish_fold(work: Finetuning, scored: Scored) -> None:
     part = work.part
     assert part.fold is not None
     folds = np.full(len(part.held_out), part.fold)
-    found = Predicted(part.held_out, folds, scored.scores, "cv")
-    forget_best(part.folder)
+    found = Predicted(part.held_out, folds, scored.scores, scored.distances_mm, "cv")
     write_predictions(part.folder / HELD_OUT, part, found)
+    forget_best(part.folder)
 
 
 def publish_model(
@@ -93,9 +79,10 @@ def publish_model(
         folds: Of cross-validation, finished; else empty.
     """
     part, task = work.part, work.part.task
-    predicted = Predicted(part.val, np.zeros(len(part.val), np.int64), scored.scores, "val")
+    nobody = np.zeros(len(part.val), np.int64)
+    predicted = Predicted(part.val, nobody, scored.scores, scored.distances_mm, "val")
     if folds:
-        predicted = _out_of_fold(folds)
+        predicted = out_of_fold([(each, each.folder / HELD_OUT) for each in folds])
     label = task.label[predicted.rows]
     facts = facts_of(work, predicted, folds=folds)
     settings = HeadSettings(
@@ -141,7 +128,7 @@ def facts_of(work: Finetuning, predicted: Predicted, *, folds: Sequence[Part]) -
         "subjects_trained": sorted(names[row] for row in part.train),
         "folds": [sorted(names[row] for row in (*each.train, *each.val)) for each in folds],
         "metric": task.card.metric,
-        "best_step": _best_step(part),
+        "best_step": chosen_step(work),
         "steps": work.config.train.steps,
         "validation": summary(part, predicted, seed=work.config.seed),
     }
@@ -182,6 +169,7 @@ def provenance_of(work: Finetuning, facts: Mapping[str, Any]) -> dict[str, Any]:
                     "source": cohort.source,
                 }
             ],
+            "sequence": None if work.scans.sequence == VOLUME else work.scans.sequence,
             "modalities": _counted([each.modality for each in volumes]),
             "spacing_mm": _spacings([each.spacing_mm for each in scans]),
         },
@@ -191,33 +179,8 @@ def provenance_of(work: Finetuning, facts: Mapping[str, Any]) -> dict[str, Any]:
         "loss_curve": loss_curve(lines),
     }
     begun = kept_beginning(part.folder)
-    return with_beginning(found, begun) if begun else found
-
-
-def summary(part: Part, predicted: Predicted, *, seed: int) -> dict[str, Any]:
-    """Every metric of the task's kind, with a 95% percentile interval by subject."""
-    task = part.task
-    label = task.label[predicted.rows]
-    scores = {}
-    for metric in METRICS_OF[task.card.kind]:
-        value = float(measures(label, predicted.scores[None], metric)[0])
-        if np.isfinite(value):
-            low, high = _interval(label, predicted.scores, metric, seed=seed)
-            scores[metric] = {"value": value, "low": low, "high": high}
-    return {"split": predicted.split, "n": len(predicted.rows), "scores": scores}
-
-
-def write_predictions(path: Path, part: Part, predicted: Predicted) -> None:
-    """A row for each subject: pseudonym, split, fold and scores; empty where there is none."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    names = [f"score_{number}" for number in range(predicted.scores.shape[1])]
-    table.writerow(["subject", "split", "fold", *names])
-    for row, fold, scores in zip(predicted.rows, predicted.folds, predicted.scores, strict=True):
-        cells = ["" if np.isnan(value) else repr(float(value)) for value in scores]
-        table.writerow([part.task.subjects[row], predicted.split, int(fold), *cells])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
+    # By the recipe's word for it: where it lay on this machine is nobody else's matter.
+    return with_beginning(found, {**begun, "name": work.start.name}) if begun else found
 
 
 def forget_best(run: Path) -> None:
@@ -232,39 +195,6 @@ def read_facts(part: Path) -> dict[str, Any]:
     """What ``part.json`` holds."""
     facts: dict[str, Any] = json.loads((part / PART).read_text(encoding="utf-8"))
     return facts
-
-
-def _out_of_fold(folds: Sequence[Part]) -> Predicted:
-    """Everybody, in the order of the task."""
-    read = [_read_scores(each.folder / HELD_OUT) for each in folds]
-    rows = np.concatenate([each.held_out for each in folds])
-    numbers = np.concatenate([np.full(len(each.held_out), each.fold) for each in folds])
-    order = np.argsort(rows)
-    return Predicted(rows[order], numbers[order], np.concatenate(read)[order], "cv")
-
-
-def _read_scores(path: Path) -> Floats:
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    names = [name for name in lines[0] if name.startswith("score_")]
-    return np.array([[float(line[name] or "nan") for name in names] for line in lines])
-
-
-def _best_step(part: Part) -> int:
-    found = [standing_of(path) for path in (part.folder / CHECKPOINTS).glob("step-*")]
-    return max(found, key=lambda each: each.best_step).best_step if found else 0
-
-
-def _interval(label: Floats, scores: Floats, metric: str, *, seed: int) -> list[float | None]:
-    """Of draws that do not define the metric nothing is taken."""
-    rng = np.random.default_rng(seed)
-    count = len(label)
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=_NUM_BOOTSTRAPS)
-    values = METRICS[metric](label, scores, draws.astype(np.float64))
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return [None, None]
-    return [float(each) for each in np.quantile(values, [0.025, 0.975])]
 
 
 def _counted(names: Sequence[str]) -> dict[str, int]:

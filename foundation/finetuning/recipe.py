@@ -143,6 +143,11 @@ class FinetuneConfig(TrainingSections):
                 f"checkpoint.every_steps: {every}, at which validation is looked at and written "
                 f"down, is no multiple of log.every_steps, {self.log.every_steps}"
             )
+        if self.reading.max_damaged and bag > 1:
+            raise ValueError(
+                "reading.max_damaged: a crop in place of a damaged one is another subject's, and "
+                "crops are pooled (reading.crops_per_scan); set it to 0, and mend the shards"
+            )
         if self.deepspeed.stage == 3:
             raise ValueError(
                 "deepspeed.stage: 3 splits the parameters, which validation needs whole; use 0, 1 "

@@ -5,7 +5,7 @@ until no checkpoint does: a run that goes on from any of them finds what was bes
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,14 +60,20 @@ class Validation:
         scans: LabelledScans,
         ranks: Ranks,
         checkpoint: Path | None,
+        alive: Callable[[int], None],
     ) -> None:
-        """Go on from what a checkpoint holds; None begins."""
+        """Go on from what a checkpoint holds; None begins.
+
+        Weights that went into the model of a finished run are not to be had again: one that goes
+        on all the same looks for its best anew. ``alive`` is told the updates done after each scan.
+        """
         self._config = config
         self._part = part
         self._method = method
         self._scans = scans
         self._ranks = ranks
-        self.standing = standing_of(checkpoint)
+        self._alive = alive
+        self.standing = from_rank_zero(lambda: _standing_with_weights(checkpoint, run=part.folder))
         self._told = self.standing  # by the checkpoint that may still be on its way to the disk
 
     @property
@@ -86,7 +92,7 @@ class Validation:
         last = done == self._config.train.steps
         if done % self._config.checkpoint.every_steps and not last:
             return {}
-        scored = self.look()
+        scored = self.look(done)
         metric = self._part.task.card.metric
         label = self._part.task.label[self._part.val]
         value = float(measures(label, scored.scores[None], metric)[0])
@@ -94,7 +100,7 @@ class Validation:
         found = {"val_loss": scored.loss}
         return found | ({f"val_{metric}": value} if np.isfinite(value) else {})
 
-    def look(self) -> Scored:
+    def look(self, done: int) -> Scored:
         """The validation subjects by the weights of now; a collective call."""
         return score_rows(
             self._method,
@@ -104,6 +110,7 @@ class Validation:
             ranks=self._ranks,
             precision=self._config.deepspeed.precision,
             overlapping=self._config.decoder.overlap,
+            alive=lambda: self._alive(done),
         )
 
     def _weigh(self, done: int, loss: float, value: float) -> None:
@@ -141,6 +148,11 @@ def standing_of(checkpoint: Path | None) -> Standing:
         return Standing()
     kept = read_state(checkpoint).get(KEPT)
     return Standing(**kept) if kept else Standing()
+
+
+def _standing_with_weights(checkpoint: Path | None, *, run: Path) -> Standing:
+    found = standing_of(checkpoint)
+    return found if best_path(run, found.best_step).is_file() else Standing()
 
 
 def best_path(run: Path, step: int) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from foundation.beginning.initial import keep_beginning
-from foundation.checkpoint import newest_checkpoint
+from foundation.checkpoint import newest_checkpoint, read_state
 from foundation.engine import check_engine, compilation_ahead
 from foundation.finetuning.data import LabelledScans, training_corpus
 from foundation.finetuning.method import Finetune
@@ -32,6 +32,9 @@ from shards.streaming.corpus import Corpus
 from shards.streaming.crops import CropPlan
 
 MODEL, HELD_OUT = "model", "held_out.csv"
+
+# What may differ when a run goes on, beside what may of every run: where scans are, not which.
+_FREE = ("shards", "data_root", "pseudonym_key", "build_workers")
 
 
 class Plan(NamedTuple):
@@ -77,19 +80,15 @@ class Finetuning:
 
     def looks(self, job: Job, *, method: Method, state: RunState) -> Looks:
         """The validation subjects, at every checkpoint."""
-        del job
         assert isinstance(method, Finetune)
-        return self.validation(method, state.checkpoint)
-
-    def validation(self, method: Finetune, checkpoint: Path | None) -> Validation:
-        """Going on from what a checkpoint tells."""
         return Validation(
             self.config,
             part=self.part,
             method=method,
             scans=self.scans,
             ranks=self.ranks,
-            checkpoint=checkpoint,
+            checkpoint=state.checkpoint,
+            alive=lambda done: job.heartbeat.beat(done, "health"),
         )
 
     def alarms(self, job: Job, *, method: Method) -> Alarms:
@@ -152,6 +151,7 @@ def plan_of(work: Finetuning) -> Plan:
         resume=config.resume,
         say=lambda text: print(text, flush=True),
         result=work.result,
+        free=_FREE,
     )
     if beginning and not state.finished:
         keep_beginning(part.folder, beginning)
@@ -182,6 +182,7 @@ def tune(work: Finetuning, *, plan: Plan, request: StopRequest, heartbeat: Heart
             scans=work.scans,
             ranks=ranks,
             precision=config.deepspeed.precision,
+            alive=lambda: heartbeat.beat(state.step, "start"),
         )
     keeps = ranks.rank == 0
     job = Job(
@@ -218,6 +219,14 @@ def best_of(work: Finetuning) -> Path | None:
     last = newest_checkpoint(work.part.folder / CHECKPOINTS, say=print)
     standing = standing_of(last)
     return best_path(work.part.folder, standing.best_step) if standing.best_step else None
+
+
+def chosen_step(work: Finetuning) -> int:
+    """Updates after which the weights were as they are kept."""
+    last = newest_checkpoint(work.part.folder / CHECKPOINTS, say=print)
+    if last is None:
+        return work.config.train.steps
+    return standing_of(last).best_step or int(read_state(last)["step"])
 
 
 def tokens_of(work: Finetuning) -> int:

@@ -8,7 +8,11 @@
 | survival | ``risk``, ``survival_DAYSd``, ``median_days`` | ``low_days``, ``high_days`` |
 | segmentation | ``volume_CLASS_ml`` | ``uncertainty`` |
 
-``uncertainty`` of classes is the entropy of the calibrated probabilities over that of a tie, from 0
+Beside probabilities stands ``calibrated``: ``yes`` where they are at the temperature that held-out
+subjects gave, ``no`` where these were too few: then they are what the network says, often too sure.
+Of several labels it names those that are, if not all.
+
+``uncertainty`` of classes is the entropy of the told probabilities over that of a tie, from 0
 (certain) to 1 (no idea); of several labels the mean over them. ``set`` is the conformal set: the
 classes that hold the truth for nine of ten new subjects of the population it was fitted on, and
 ``low`` to ``high`` the interval that does. ``low_days`` to ``high_days`` is the 80% range of the
@@ -89,6 +93,7 @@ def _of_classes(scores: Floats, target: Target, calibration: Calibration | None)
             f"probability_{name}": float(share)
             for name, share in zip(target.classes, shares, strict=True)
         },
+        "calibrated": _calibrated(calibration, target),
         "uncertainty": entropy(shares),
         "set": "" if limit is None else _chosen(target.classes, conformal_classes(raw, limit)[0]),
     }
@@ -109,6 +114,7 @@ def _of_labels(scores: Floats, target: Target, calibration: Calibration | None) 
             f"probability_{name}": float(chance)
             for name, chance in zip(target.classes, chances, strict=True)
         },
+        "calibrated": _calibrated(calibration, target),
         "uncertainty": float(np.mean([entropy(_shares(each[None])) for each in chances])),
         **sets,
     }
@@ -139,6 +145,15 @@ def _of_masks(outcome: Outcome, target: Target) -> Cells:
         **{f"volume_{name}_ml": float(volume) for name, volume in volumes},
         "uncertainty": float(outcome["entropy"][0]),
     }
+
+
+def _calibrated(calibration: Calibration | None, target: Target) -> str:
+    """Whether all told probabilities are; of several labels, if only some, which."""
+    temperatures = calibration.temperatures if calibration else ()
+    fitted = [temperature is not None for temperature in temperatures]
+    if not any(fitted):
+        return "no"
+    return "yes" if all(fitted) else _chosen(target.classes, fitted)
 
 
 def _shares(scores: Floats) -> Floats:

@@ -55,7 +55,12 @@ def model_card(
         settings: Of the head, if it was fine-tuned.
     """
     sections = {
-        "": _facts(vit_config, preprocessing=preprocessing, provenance=provenance),
+        "": _facts(
+            vit_config,
+            preprocessing=preprocessing,
+            provenance=provenance,
+            is_tuned=settings is not None,
+        ),
         **_tuned(settings, provenance=provenance),
         "Trained on": _sources(provenance.get("shards") or {}),
         "Begun from": _beginning(provenance.get("initialised_from")),
@@ -63,7 +68,7 @@ def model_card(
         "Recipe": _recipe(recipe, provenance=provenance),
         "Training": _training(provenance),
         "Benchmark": _benchmark(benchmark, is_tuned=settings is not None),
-        **_ending(settings),
+        **_ending(settings, provenance=provenance),
     }
     name = _cell(provenance.get("name", "backbone"))
     lines = [*_front_matter(provenance, settings=settings), f"# {name}", ""]
@@ -97,13 +102,16 @@ def _tuned(settings: HeadSettings | None, *, provenance: Mapping[str, Any]) -> d
     }
 
 
-def _ending(settings: HeadSettings | None) -> dict[str, list[str]]:
+def _ending(
+    settings: HeadSettings | None, *, provenance: Mapping[str, Any]
+) -> dict[str, list[str]]:
     """How it is used, what for, and what for not."""
     use = tuned_card.use_of(settings.target) if settings else _USE
+    limits = tuned_card.limits_of(provenance) if settings else _LIMITS
     return {
         "Use": use.strip("\n").splitlines(),
         "Intended use": (tuned_card.INTENDED if settings else _INTENDED).strip().splitlines(),
-        "Limits": (tuned_card.LIMITS if settings else _LIMITS).strip().splitlines(),
+        "Limits": limits.strip().splitlines(),
     }
 
 
@@ -124,7 +132,11 @@ def _front_matter(provenance: Mapping[str, Any], *, settings: HeadSettings | Non
 
 
 def _facts(
-    vit_config: VitConfig, *, preprocessing: Preprocessing, provenance: Mapping[str, Any]
+    vit_config: VitConfig,
+    *,
+    preprocessing: Preprocessing,
+    provenance: Mapping[str, Any],
+    is_tuned: bool,
 ) -> list[str]:
     width, depth, heads = vit_config.resolved
     spacing = preprocessing.spacing_mm
@@ -136,7 +148,7 @@ def _facts(
         "spacing": f"{_by(spacing)} mm" if spacing else "each scan's own",
         "steps": provenance.get("steps", "unknown"),
         "weights of": provenance.get("weights") or "",
-        "scans seen": provenance.get("scans_seen", "unknown"),
+        "scans seen": provenance.get("scans_seen", "" if is_tuned else "unknown"),
         "compute": compute_in_words(provenance),
         "energy": energy_in_words(provenance),
         "finished": provenance.get("finished", "unknown"),

@@ -82,6 +82,7 @@ def open_run(
     resume: ResumeConfig,
     say: Callable[[str], None],
     result: str = BACKBONE,
+    free: Sequence[str] = (),
 ) -> RunState:
     """Find out where the run stands, and begin it if it is new.
 
@@ -94,6 +95,7 @@ def open_run(
             is refused.
         say: Told what is skipped, moved or changed.
         result: File or folder that is there once the run is finished.
+        free: Further fields that may differ when the run goes on.
 
     Raises:
         RunError: The folder holds a run of another recipe, other shards or other first weights,
@@ -106,7 +108,7 @@ def open_run(
     }
     if (folder / RUN).is_file():
         finished = (folder / result).exists()
-        changes = list(_changes(read_run(folder), now=facts))
+        changes = list(_changes(read_run(folder), now=facts, free=(*_FREE, *free)))
         matter = [each for each in changes if not _is_allowed(each.name, resume.allow_changes)]
         if not matter:
             state = _standing(folder, finished=finished and not changes, say=say)
@@ -203,7 +205,9 @@ def _write_run(folder: Path, facts: dict[str, Any]) -> None:
     write_text(folder / RECIPE, yaml.safe_dump(facts["recipe"], sort_keys=False))
 
 
-def _changes(before: Mapping[str, Any], *, now: Mapping[str, Any]) -> Iterator[Change]:
+def _changes(
+    before: Mapping[str, Any], *, now: Mapping[str, Any], free: tuple[str, ...]
+) -> Iterator[Change]:
     """Whatever makes it another run."""
     if before["shards_digest"] != now["shards_digest"]:
         yield Change("shards", *(each["shards_digest"][:8] for each in (before, now)))
@@ -212,7 +216,7 @@ def _changes(before: Mapping[str, Any], *, now: Mapping[str, Any]) -> Iterator[C
         yield Change("init.weights", was[:8], now_is[:8])
     old, new = (dict(_flat(each["recipe"])) for each in (before, now))
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and not name.startswith(_FREE):
+        if old.get(name) != new.get(name) and not name.startswith(free):
             yield Change(name, old.get(name), new.get(name))
 
 

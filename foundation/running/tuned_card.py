@@ -1,11 +1,12 @@
 """What the model card of a fine-tuned model tells beside that of its backbone.
 
 Of the provenance it reads ``title`` and ``definition`` of the task, ``num_train``, ``num_val``,
-``fraction``, ``begun`` and ``begun_digest``, ``tune``, ``best_step``, ``metric``, and
-``validation``: how many subjects (``n``), of which ``split``, and of each metric under ``scores`` a
-number, or its ``value`` with ``low`` and ``high`` of the 95% interval.
+``fraction``, ``begun`` and ``begun_digest``, ``tune``, ``best_step``, and ``validation``: how many
+subjects (``n``), of which ``split`` (``cv``: of cross-validation), and of each metric under
+``scores`` a number, or its ``value`` with ``low`` and ``high`` of the 95% interval.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,10 +32,18 @@ another training. Whoever uses its outputs measures them first, on subjects of t
 LIMITS = """
 Not a medical device, and no part of one: nothing here was validated for any single patient. No
 claim is made for other modalities, body parts, scanners, populations or spacings, nor for another
-definition of the label. Validation subjects chose the step that was kept, so that their scores are
-better than those of new subjects: what counts is a test on sites that training has not seen.
-Probabilities, sets and intervals hold for the population they were fitted on, on average over it.
+definition of the label. {held_out}
+What counts is a test on sites that training has not seen. Probabilities, sets and intervals hold
+for the population they were fitted on, on average over it.
 """
+_CHOSEN_ON = (
+    "Validation subjects chose the step that was kept, so that their scores are better than those "
+    "of new subjects."
+)
+_FOLDS = (
+    "Its scores are those of the models of the folds, each on subjects that it had not seen; the "
+    "model itself learnt from all of them."
+)
 _TAGS = {
     "segmentation": "image-segmentation",
     "binary": "image-classification",
@@ -52,6 +61,12 @@ def pipeline_tag(target: Target) -> str:
 def use_of(target: Target) -> str:
     """The command that applies it."""
     return USE.format(masks=" --masks masks/" if target.kind == "segmentation" else "")
+
+
+def limits_of(provenance: Mapping[str, Any]) -> str:
+    """What it is not for, and what its scores are worth."""
+    text = LIMITS.format(held_out=_FOLDS if _is_cross_validated(provenance) else _CHOSEN_ON)
+    return textwrap.fill(" ".join(text.split()), width=100)
 
 
 def predicts(settings: HeadSettings, provenance: Mapping[str, Any]) -> Rows:
@@ -77,7 +92,7 @@ def predicts(settings: HeadSettings, provenance: Mapping[str, Any]) -> Rows:
 def training(settings: HeadSettings, provenance: Mapping[str, Any]) -> Rows:
     """From what, on whom and how it was trained."""
     told = provenance.get("fraction")
-    share = "" if told is None else f", {float(told):.0%} of the training subjects"
+    share = "" if told is None else f", {100 * float(told):g}% of the training subjects"
     digest = str(provenance.get("begun_digest") or "")[:16]
     begun = provenance.get("begun", "unknown")
     return [
@@ -98,23 +113,29 @@ def validation(provenance: Mapping[str, Any]) -> tuple[str, Rows]:
     scores = found.get("scores")
     scores = scores if isinstance(scores, Mapping) else {}
     rows = [(f"{name}", _score(value)) for name, value in scores.items()]
-    told = (
-        f"{found.get('n', 'an unknown number of')} subjects of the split {found.get('split', '?')}"
-    )
-    chosen = provenance.get("metric")
-    return told + (f"; by {chosen} the step was chosen." if chosen else "."), rows
+    told = f"{found.get('n', 'an unknown number of')} subjects"
+    if _is_cross_validated(provenance):
+        return f"{told}, each by the model of the fold that had not seen it.", rows
+    return f"{told} of the split {found.get('split', '?')}, which chose the step as well.", rows
 
 
 def calibration(found: Calibration | None) -> Rows:
     """What was fitted afterwards, and what was not and why."""
     if found is None:
         return [("calibration", "none")]
+    if not any(each is not None for each in (*found.temperatures, *found.limits)):
+        return [("calibration", f"none: {found.reason}" if found.reason else "none")]
     rows: list[Row] = [("fitted on", f"{found.num_subjects} subjects, {found.fitted_on}")]
     if any(each is not None for each in found.temperatures):
         rows.append(("temperature", _numbers(found.temperatures)))
     if any(each is not None for each in found.limits):
         rows.append((f"limit of {found.level:.0%} sets or intervals", _numbers(found.limits)))
     return [*rows, ("missing", found.reason)] if found.reason else rows
+
+
+def _is_cross_validated(provenance: Mapping[str, Any]) -> bool:
+    found = provenance.get("validation")
+    return isinstance(found, Mapping) and found.get("split") == "cv"
 
 
 def _mode(tune: Any) -> str:

@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 _LEAST = 4  # subjects that leave two in training, and cut these again
 
 
-def check_enough(task: "Task") -> None:
+def check_enough(task: "Task", *, needs_test: bool) -> None:
     """Every split has subjects, and every class has some to train on.
+
+    Args:
+        task: As it was read.
+        needs_test: False for whoever trains and never scores: the test split may be empty.
 
     Raises:
         TaskError: It is not so; the message names the split and the class.
     """
     cv = task.card.protocol.repeated_cv
     for part in ("cv",) if cv else SPLITS:
-        if not len(task.rows(part)):
+        if not len(task.rows(part)) and (needs_test or part != "test"):
             raise TaskError(f"task {task.card.name}: the {part} split has no subject")
     if cv is not None:
         _check_subjects(task, cv.folds)

@@ -67,13 +67,14 @@ class Task:
         return digest({"card": digest(self.card), "cohort": self.cohort.digest, "order": order})
 
 
-def load_task(path: str | Path, *, data_root: Path, key: bytes) -> Task:
+def load_task(path: str | Path, *, data_root: Path, key: bytes, needs_test: bool = True) -> Task:
     """Read a card, its cohort and the labels.
 
     Args:
         path: Of the card; its ``cohort`` is a path from the same working directory.
         data_root: Folder the cohort's table is relative to.
         key: Makes pseudonyms, the same as in the shards.
+        needs_test: False lets the test split be empty.
 
     Raises:
         TaskError: A column or mask that is not there, other data than the card's, no subjects,
@@ -97,7 +98,7 @@ def load_task(path: str | Path, *, data_root: Path, key: bytes) -> Task:
             f"{card.where or 'the card'}; check where and label"
         )
     task = _by_subject(card, cohort, labelled, key=key, candidates=rows)
-    check_enough(task)
+    check_enough(task, needs_test=needs_test)
     return task
 
 

@@ -147,7 +147,7 @@ def _rows(config: "SourceConfig", listing: Listing) -> tuple[Cohort, list[Cohort
             raise SourceError(f"cohort {cohort.config.name}: no column {column!r}; {hint}")
     if config.splits is not None and cohort.config.split is None and cohort.config.npz is None:
         raise SourceError(f"cohort {cohort.config.name} has no split, so splits cannot choose")
-    return cohort, [row for row in cohort.rows if _is_wanted(row, config)], root
+    return cohort, [row for row in cohort.rows if is_wanted(row, config)], root
 
 
 @contextmanager
@@ -164,7 +164,8 @@ def _local_root(recipe: str, listing: Listing) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _is_wanted(row: CohortRow, config: "SourceConfig") -> bool:
+def is_wanted(row: CohortRow, config: "SourceConfig") -> bool:
+    """Whether the recipe chooses a row of the cohort."""
     if config.splits is not None and row.split not in config.splits:
         return False
     return _matches(row.values, config.where)

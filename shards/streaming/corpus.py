@@ -109,7 +109,7 @@ def open_corpus(
     plan: CropPlan,
     seed: int,
     cache: CacheConfig | None = None,
-    subjects: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
     boxes: Mapping[str, Boxed] | None = None,
 ) -> Corpus:
     """Open every folder.
@@ -122,7 +122,7 @@ def open_corpus(
         plan: Names the sequences and masks.
         seed: Of the order.
         cache: For shards at a URL.
-        subjects: Pseudonyms of those that are drawn; None: all.
+        keys: Of the samples that are drawn; None: all.
         boxes: By a sample's key, what crops are centred in instead of its foreground.
 
     Raises:
@@ -131,7 +131,7 @@ def open_corpus(
     """
     readers = [ShardReader(folder.folder, cache=cache) for folder in folders]
     surveys = [
-        _survey(reader, plan=plan, column=folder.balance, subjects=subjects)
+        _survey(reader, plan=plan, column=folder.balance, keys=keys)
         for reader, folder in zip(readers, folders, strict=True)
     ]
     places = ", ".join(map(str, readers))
@@ -166,7 +166,7 @@ class _Survey(NamedTuple):
     """of all samples"""
     masks: set[str]
     excluded: int
-    """samples of wanted subjects without any of the wanted sequences"""
+    """samples among the wanted ones without any of the wanted sequences"""
 
 
 def _survey(
@@ -174,7 +174,7 @@ def _survey(
     *,
     plan: CropPlan,
     column: str | None,
-    subjects: Collection[str] | None,
+    keys: Collection[str] | None,
 ) -> _Survey:
     indices: list[int] = []
     excluded = 0
@@ -182,12 +182,12 @@ def _survey(
     sequences: set[str] = set()
     masks: set[str] = set()
     columns: set[str] = set(OWN_COLUMNS)
-    for index, scan in enumerate(reader.samples.scans()):
+    for index, (key, scan) in enumerate(reader.samples.keyed_scans()):
         names = [one["name"] for one in scan["sequences"]]
         sequences.update(names)
         masks.update(scan["masks"])
         columns.update(scan["values"])
-        if subjects is not None and scan["subject"] not in subjects:
+        if keys is not None and key not in keys:
             continue
         if not any(name in names for name in plan.sequences):
             excluded += 1

@@ -58,6 +58,11 @@ class SampleTable(Sequence[Sample]):
         """The records, as in ``scan.json``: all of them faster than all the samples."""
         return (self._entry(index)["scan"] for index in range(len(self)))
 
+    def keyed_scans(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The same, each with the key of its sample."""
+        entries = (self._entry(index) for index in range(len(self)))
+        return ((entry["key"], entry["scan"]) for entry in entries)
+
     def _entry(self, index: int) -> dict[str, Any]:
         first, last = self._ends[index : index + 2]
         entry: dict[str, Any] = marshal.loads(memoryview(self._packed)[first:last])

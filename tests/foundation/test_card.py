@@ -280,7 +280,7 @@ def test_a_card_of_a_fine_tuned_model_tells_what_it_predicts_and_how_well() -> N
         "| trained | low-rank adapters, merged into the backbone's weights |",
         "| head | features both, dropout 0.0 |",
         "| step kept | 40 |",
-        "12 subjects of the split val; by auroc the step was chosen.",
+        "12 subjects of the split val, which chose the step as well.",
         "| auroc | 0.812 [0.610, 0.950] |",
         "| brier | 0.200 |",
         "| nll | none (too few) |",
@@ -291,10 +291,29 @@ def test_a_card_of_a_fine_tuned_model_tells_what_it_predicts_and_how_well() -> N
         "Not a medical device",
     ]:
         assert line in text
+    assert "scans seen | unknown" not in text
+    assert "Validation subjects chose the step" in " ".join(text.split())
     about = front_matter(text)
     assert about["pipeline_tag"] == "image-classification"
     assert about["tags"] == ["medical", "3d", "fine-tuned", "binary", "mae"]
     assert "pretrained without labels" not in text
+
+
+def test_a_card_of_a_cross_validated_model_does_not_say_that_its_scores_flatter() -> None:
+    validation = {**TUNED["validation"], "split": "cv"}
+    nothing = Calibration(fitted_on="out of fold", num_subjects=12, reason="12 are too few")
+    text = model_card(
+        CONFIG,
+        preprocessing=PREPROCESSING,
+        provenance=provenance(**{**TUNED, "fraction": 0.025, "validation": validation}),
+        settings=settings_of("binary", calibration=nothing),
+    )
+    assert "12 subjects, each by the model of the fold that had not seen it." in text
+    assert "Validation subjects chose" not in text
+    assert "Its scores are those of the models of the folds" in " ".join(text.split())
+    assert "| training subjects | 30, 2.5% of the training subjects |" in text
+    assert "| calibration | none: 12 are too few |" in text
+    assert max(len(line) for line in text.split("## Limits")[1].splitlines()) <= 100
 
 
 @pytest.mark.parametrize("kind", TARGETS)

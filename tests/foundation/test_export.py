@@ -43,11 +43,13 @@ def method_of(config: PretrainConfig, *, seed: int) -> Any:
     )
 
 
-def make_run(folder: Path, **method: Any) -> tuple[Path, PretrainConfig]:
+def make_run(
+    folder: Path, *, name: str = "small", steps: tuple[int, int] = (10, 20), **method: Any
+) -> tuple[Path, PretrainConfig]:
     """A run of two checkpoints, as a pretraining on two ranks would have left it."""
     shards = write_shards(folder / "toy", plain(3, shape=(9, 17, 13)))
     tree = {
-        "name": "small",
+        "name": name,
         "shards": str(shards),
         "out": str(folder / "runs"),
         "vit": {"size": "toy", "patch_size": [8, 8, 4], "depth": 2},
@@ -61,7 +63,7 @@ def make_run(folder: Path, **method: Any) -> tuple[Path, PretrainConfig]:
     digest = read_dataset(shards)["digest"]
     recipe = config.model_dump(mode="json")
     write_sealed(config.folder / RUN, {"recipe": recipe, "shards_digest": digest})
-    for step in (10, 20):
+    for step in steps:
         weights = method_of(config, seed=step).state_dict()
         # The student of DINO begins as the teacher: here they differ.
         changed = {

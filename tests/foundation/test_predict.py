@@ -1,6 +1,7 @@
 """One command from raw scans to predictions and masks in their own space; killed, it goes on."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -17,12 +18,14 @@ import pytest
 from foundation import predict
 from foundation.embedding.inputs import JobError
 from foundation.embedding.job import ScansJob
+from foundation.finetuning import mask_space
+from foundation.finetuning.calibration import Calibration
 from foundation.model import load_model
 from foundation.predicting import scans
 from foundation.predicting.cells import cells_of
 from foundation.predicting.scans import predict_scans
 from shards.pseudonym import load_key, pseudonym
-from shards.scan import read_scan
+from shards.scan import ScanError, read_scan
 from tests.foundation.tuned_models import TARGETS, write_model
 
 SEEN = {
@@ -34,6 +37,10 @@ SEEN = {
     "modalities": {"CT": 2},
     "spacing_mm": {"low": [2.0, 1.0, 1.0], "high": [4.0, 2.0, 2.0]},
 }
+MINE = Calibration(fitted_on="validation", num_subjects=50, temperatures=(2.0,), limits=(0.6,))
+HALF = Calibration(
+    fitted_on="validation", num_subjects=50, temperatures=(None, 2.0), limits=(None, 0.6)
+)
 AFFINE = np.array([[0, -1.5, 0, 7.0], [1.0, 0, 0, -3.0], [0, 0, 3.0, 2.0], [0, 0, 0, 1.0]])
 
 
@@ -171,6 +178,128 @@ def test_what_training_has_not_seen_is_refused_or_marked(tmp_path: Path) -> None
     assert [row["uncovered"] for row in rows_of(out)] == ["", reason]
     with pytest.raises(JobError, match=r"none of 2 scans could be predicted.* --allow-uncovered"):
         predict_scans(ScansJob(str(model), tmp_path / "scans", tmp_path / "n.csv", modality="MR"))
+
+
+def test_a_row_says_whether_its_probabilities_are_calibrated(tmp_path: Path, folder: Path) -> None:
+    """0.9 at temperature 2 is 0.75; of a model without a temperature it stays 0.9."""
+    told = {}
+    for name, calibration in (("yes", MINE), ("no", None)):
+        model = write_model(tmp_path / name, "binary", calibration=calibration)
+        out = tmp_path / f"{name}.csv"
+        predict_scans(ScansJob(str(model), folder, out, modality="CT"))
+        told[name] = rows_of(out)
+        assert {row["calibrated"] for row in told[name]} == {name}
+    for calm, raw in zip(told["yes"], told["no"], strict=True):
+        root = [float(raw[f"probability_{side}"]) ** 0.5 for side in "01"]
+        assert float(calm["probability_1"]) == pytest.approx(root[1] / sum(root), rel=1e-6)
+    cells = cells_of({"scores": np.array([0.9, 0.2])}, TARGETS["multilabel"], HALF)
+    assert cells["calibrated"] == "fluid"
+
+
+def test_masks_do_not_lie_among_the_scans(
+    models: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    """A second command would take them for scans."""
+    where = str(models["segmentation"])
+    for scans_, masks in (
+        (folder, folder / "masks"),
+        (tmp_path, tmp_path / "scans/a"),
+        (folder, folder),
+    ):
+        with pytest.raises(JobError, match="would take its images for scans; choose a folder out"):
+            predict_scans(ScansJob(where, scans_, tmp_path / "v.csv", masks, modality="CT"))
+    assert not (folder / "masks").exists()
+    one = folder / "a/first.nii"
+    predict_scans(ScansJob(where, one, tmp_path / "v.csv", folder / "masks", modality="CT"))
+    assert (folder / "masks/first.nii.mask.nii.gz").is_file()
+
+
+def test_a_table_that_it_has_not_written_stays(models: dict[str, Path], tmp_path: Path) -> None:
+    write_scan(tmp_path / "one.nii")
+    table, out, where = tmp_path / "cohort.csv", tmp_path / "p.csv", str(models["binary"])
+    table.write_text("scan\none.nii\n")
+    with pytest.raises(JobError, match=r"no cohort\.ledger\.jsonl beside it, so that it was not"):
+        predict_scans(ScansJob(where, table, table, modality="CT"))
+    assert table.read_text() == "scan\none.nii\n"
+    for _ in range(2):
+        predict_scans(ScansJob(where, table, out, modality="CT"))
+    assert len(rows_of(out)) == 1
+
+
+@pytest.mark.parametrize("kind", ["binary", "survival", "segmentation"])
+def test_what_is_not_finite_is_no_prediction(
+    models: dict[str, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a row nor a mask."""
+    model = load_model(models[kind])
+    for parameter in model.network.head.parameters():
+        parameter.mul_(np.nan)
+    monkeypatch.setattr(scans, "load_model", lambda *_words, **_named: model)
+    write_scan(tmp_path / "scans/one.nii")
+    masks = tmp_path / "masks" if kind == "segmentation" else None
+    out = tmp_path / "p.csv"
+    with pytest.raises(JobError, match="none of 1 scans could be predicted"):
+        predict_scans(ScansJob("model", tmp_path / "scans", out, masks, modality="CT"))
+    assert ledger(out)[0]["reason"] == "what was computed is not finite"
+    with pytest.raises(ScanError, match="not finite"):
+        model.predict(tmp_path / "scans/one.nii", modality="CT")
+    assert not out.exists()
+    assert not (tmp_path / "masks").exists()
+
+
+def test_a_full_disk_is_one_line_and_gone_on_from(
+    models: dict[str, Path],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, masks = tmp_path / "v.csv", tmp_path / "masks"
+    words = [str(models["segmentation"]), str(folder), "--out", str(out), "--masks", str(masks)]
+    monkeypatch.setattr(sys, "argv", ["foundation.predict", *words, "--modality", "CT"])
+    before, written = mask_space.write_bytes, []
+
+    def filling(path: Path, content: bytes) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written.append(path)
+        before(path, content)
+
+    monkeypatch.setattr(mask_space, "write_bytes", filling)
+    with pytest.raises(SystemExit) as left:
+        predict.main()
+    assert left.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: [Errno 28] No space left on device")
+    assert str(masks) in last
+    assert not out.exists()
+    monkeypatch.setattr(mask_space, "write_bytes", before)
+    predict.main()
+    assert "going on: 1 of 3 done" in capsys.readouterr().out
+    assert len(rows_of(out)) == 2
+
+
+def test_two_scans_never_have_one_mask(models: dict[str, Path], tmp_path: Path) -> None:
+    write_scan(tmp_path / "one.nii")
+    write_scan(tmp_path / "tables/one.nii", seed=1)
+    table = tmp_path / "tables/cohort.csv"
+    table.write_text("scan\none.nii\n../one.nii\n")
+    job = ScansJob(str(models["segmentation"]), table, tmp_path / "v.csv", tmp_path / "m")
+    with pytest.raises(JobError, match=r"one\.nii and \.\./one\.nii would be written to one file"):
+        predict_scans(job)
+
+
+def test_a_sequence_that_it_has_not_learnt_from_is_refused(tmp_path: Path) -> None:
+    """A model of one sequence says nothing of the others of a visit; a nameless one may be it."""
+    seen = {**SEEN, "modalities": {"MR": 2}, "sequence": "t1w"}
+    model = write_model(tmp_path / "model", "binary", provenance={"shards": seen})
+    for number, name in enumerate(("t1", "flair", "plain")):
+        write_scan(tmp_path / f"{name}.nii", seed=number)
+    table, out = tmp_path / "cohort.csv", tmp_path / "p.csv"
+    table.write_text("scan,sequence\nt1.nii,t1w\nflair.nii,flair\nplain.nii,\n")
+    predict_scans(ScansJob(str(model), table, out, modality="MR"))
+    assert [row["scan"] for row in rows_of(out)] == ["t1.nii", "plain.nii"]
+    assert ledger(out)[1]["reason"] == "sequence flair, the model has learnt from t1w"
 
 
 def test_pseudonyms_name_everything(

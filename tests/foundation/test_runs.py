@@ -78,6 +78,28 @@ def test_workers_and_places_may_change(tmp_path: Path) -> None:
     assert open_small(tmp_path / "small", recipe) == FRESH
 
 
+def test_a_command_may_free_further_fields(tmp_path: Path) -> None:
+    open_small(tmp_path / "small")
+    again = open_run(
+        tmp_path / "small",
+        recipe=Recipe(lr=0.2),
+        shards_digest="a" * 64,
+        resume=ResumeConfig(),
+        say=pytest.fail,
+        free=("lr",),
+    )
+    assert again == FRESH
+    with pytest.raises(RunError, match="shards"):
+        open_run(
+            tmp_path / "small",
+            recipe=Recipe(lr=0.2),
+            shards_digest="b" * 64,
+            resume=ResumeConfig(),
+            say=pytest.fail,
+            free=("lr", "shards"),
+        )
+
+
 def test_restart_moves_the_old_run_aside(tmp_path: Path) -> None:
     for lr in (0.1, 0.2, 0.3):
         said: list[str] = []

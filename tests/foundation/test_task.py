@@ -10,8 +10,9 @@ from evaluation.scoring.record import task_notes
 from evaluation.scoring.statistics import _groups as stored_groups
 from foundation.tasks.describe import count_groups, describe_label, groups_of
 from foundation.tasks.labels import TaskError
+from foundation.tasks.task import load_task
 from recipes.load import RecipeError
-from tests.foundation.toy_cohort import ToyCohort
+from tests.foundation.toy_cohort import KEY, ToyCohort
 
 
 @pytest.fixture
@@ -84,6 +85,17 @@ def test_one_class_in_a_scored_split_is_left_to_statistics(toy: ToyCohort, split
 def test_a_split_without_subjects_is_one_clear_line(toy: ToyCohort, split: str) -> None:
     toy.rewrite(lambda row: None if row["split"] == split else row)
     with pytest.raises(TaskError, match=rf"the {split} split has no subject"):
+        toy.task()
+
+
+def test_whoever_only_trains_needs_no_test_subject(toy: ToyCohort) -> None:
+    toy.rewrite(lambda row: None if row["split"] == "test" else row)
+    with pytest.raises(TaskError, match="the test split has no subject"):
+        toy.task()
+    card, root = toy.root / "card.yaml", toy.root
+    assert not len(load_task(card, data_root=root, key=KEY, needs_test=False).rows("test"))
+    toy.rewrite(lambda row: None if row["split"] == "val" else row)
+    with pytest.raises(TaskError, match="the val split has no subject"):
         toy.task()
 
 

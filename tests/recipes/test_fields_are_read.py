@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from evaluation.scoring.config import EvaluationConfig
+from foundation.finetuning.recipe import FinetuneConfig
 from foundation.recipe import PretrainConfig
 from foundation.tasks.card import TaskCard
 from recipes.load import Section, load
@@ -18,6 +19,7 @@ from shards.sources.cohort import CohortConfig
 SCHEMAS: dict[str, type[Section]] = {
     "cohorts": CohortConfig,
     "evaluation": EvaluationConfig,
+    "finetune": FinetuneConfig,
     "pretrain": PretrainConfig,
     "shards": BuildConfig,
     "tasks": TaskCard,
