@@ -1,5 +1,6 @@
 """What the report says of networks that were trained on the labels: rows, ceiling, curve."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from evaluation.reporting.layout import StorePage
 from evaluation.reporting.pages import html_page, markdown_page
 from evaluation.reporting.plots import fraction_plot
 from evaluation.reporting.reading import read_content
+from evaluation.reporting.tables.fractions import fraction_table
 from tests.evaluation.report_reading import cell_of, csv_rows, pages_of, tables_of, those
 from tests.evaluation.report_store import make_store
 from tests.evaluation.report_trained import SIZES, make_trained_store
@@ -132,6 +134,21 @@ def test_fraction_table(pages: list[StorePage]) -> None:
     assert row.head.text == "fine-tuned mae less supervised from scratch"
     assert [cell.text for cell in row.cells] == ["+0.290", "+0.260", "+0.100"]
     assert "say nothing of other training subjects" in table.lines[0]
+
+
+def test_one_share_is_no_curve(pages: list[StorePage]) -> None:
+    content = pages[0].content
+    task = next(one for one in content.tasks if one.name == "stroke")
+    found = task.results.fractions
+    assert found is not None
+    whole = tuple(
+        replace(line, points=tuple(each for each in line.points if each.fraction == 1))
+        for line in found.lines
+    )
+    alone = replace(task, results=replace(task.results, fractions=replace(found, lines=whole)))
+    assert fraction_table(content, task) is not None
+    assert fraction_table(content, alone) is None
+    assert fraction_plot(content, alone) is None
 
 
 def test_fraction_curve_is_drawn_over_training_subjects(pages: list[StorePage]) -> None:

@@ -14,12 +14,17 @@ NOT_TRAINED = "no network was trained on this share"
 
 
 def fraction_table(content: Content, task: Task) -> Table | None:
-    """Lines by share of the training subjects, and the paired differences at each share."""
+    """Lines by share of the training subjects, and the paired differences at each share.
+
+    None where there is but one share, or no network at all.
+    """
     found = task.results.fractions
     if found is None or not found.lines:
         return None
     metric = metric_title(task.results.metric)
     shares = sorted({point.fraction for line in found.lines for point in line.points})
+    if len(shares) == 1:
+        return None  # its one score stands in the table of all models
     lines = tuple(_line_row(content, task, line, shares) for line in found.lines)
     pairs = tuple(_pair_row(content, task, own, shares) for own in _pairs(found))
     groups = [Group(KIND_OF_MODEL[TRAINED], TRAINED, lines)]
