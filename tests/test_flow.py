@@ -34,6 +34,13 @@ TOY_DINO = [
     "dino.head.bottleneck_dim=32",
     "dino.local_crops={num_crops: 2, shape: [16, 16, 24]}",
 ]
+TOY_TUNING = [
+    "train.steps=4",
+    "train.global_batch=4",
+    "reading.crops_per_scan=1",
+    "checkpoint.every_steps=4",
+    "log.every_steps=1",
+]
 SUBJECTS = 40
 # Those of which 40 subjects hold both classes in every part of the split.
 NAMES = ("stroke", "infection", "cancer")
@@ -117,6 +124,10 @@ def test_from_scans_to_report(work: Path, project: Path) -> None:
     dino = "recipes/pretrain/demo_dino.yaml"
     run(*pretrain_words(dino, "demo_dino", *TOY_DINO), **where)
 
+    scratch = ("foundation.finetune", "recipes/finetune/demo_labels.yaml", TASKS)
+    run("foundation.launch", "2", *scratch, *TOY_TUNING, **where)
+    assert "up to date" in run("foundation.launch", "2", *scratch, *TOY_TUNING, **where)
+
     evaluate = ("evaluation.run", "recipes/evaluation/demo.yaml", TASKS, "few_shot.num_draws=10")
     run(*evaluate, **where)
     assert "up to date" in run(*evaluate, **where)
@@ -128,6 +139,7 @@ def test_from_scans_to_report(work: Path, project: Path) -> None:
     again = {suffix: (work / f"reports/benchmark{suffix}").read_bytes() for suffix in suffixes}
     assert again == first
     assert b"<table" in first[".html"]
+    assert b"supervised from scratch" in first[".html"]
     assert re.search(rb"0\.\d+ \[[\d.]+, [\d.]+\]|0?\.\d+ \[", first[".md"]) is not None
 
 

@@ -14,11 +14,15 @@ from foundation.finetuning.heads import PooledHead
 from foundation.finetuning.links import scores_of
 from foundation.finetuning.mask_loss import mask_loss
 from foundation.finetuning.method import Finetune
-from foundation.finetuning.whole_scan import scan_features, scan_logits, scan_probabilities
+from foundation.finetuning.whole_scan import scan_logits, scan_probabilities
 from foundation.metrics.surface import Spacing, surface_distances
+from foundation.preprocessing import window_starts
 from foundation.running.ranks import Ranks, gather_from_ranks
 from foundation.tasks.masks import dice, overlap
 from foundation.tasks.task import Task
+from foundation.vit import Crops
+from foundation.windows import prepare
+from shards.scan import Scan
 
 _MOST_STANDARDISED_BY = 512
 
@@ -111,8 +115,9 @@ def standardise_head(
 ) -> None:
     """Standardise what the head reads, by scans of these subjects; a collective call.
 
-    Of many subjects some are taken, spread evenly: mean and spread need no more. ``alive`` is as
-    of :func:`score_rows`.
+    Of a scan as many windows are taken as training pools: features of a few crops differ far more
+    between scans than those of all windows do, and training sees the former. Of many subjects some
+    are taken, spread evenly: mean and spread need no more. ``alive`` is as of :func:`score_rows`.
     """
     head = method.network.head
     if not isinstance(head, PooledHead):
@@ -121,21 +126,35 @@ def standardise_head(
     chosen = [scans.samples[name][0] for name in sorted(names)[::step]]
     with at_rest(method, ranks=ranks, precision=precision):
         mine = [
-            scan_features(
-                method.network,
-                scans.scan(index),
-                preprocessing=method.preprocessing,
-                device=ranks.device,
-            )
-            .float()
-            .cpu()
-            .numpy()
+            _bag_features(method, scans.scan(index), seed=index, device=ranks.device)
             for index in _share(chosen, ranks, alive=alive)
         ]
     parts = gather_from_ranks(mine)
     # In an order that does not depend on the ranks, and so with the same rounding.
     together = [parts[place % len(parts)][place // len(parts)] for place in range(len(chosen))]
     head.standardise(torch.from_numpy(np.stack(together)))
+
+
+@torch.inference_mode()
+def _bag_features(method: Finetune, scan: Scan, *, seed: int, device: torch.device) -> Floats:
+    """(2 E,) of windows of a scan that are drawn by the seed, as many as there are in a bag."""
+    contract = method.preprocessing
+    prepared = prepare(scan, preprocessing=contract, device=device)
+    starts = window_starts(prepared.volume.shape, contract.crop_shape)
+    count = min(method.bag_size, len(starts))
+    chosen = np.random.default_rng(seed).choice(len(starts), size=count, replace=False)
+    places = [
+        tuple(slice(a, a + edge) for a, edge in zip(starts[each], contract.crop_shape, strict=True))
+        for each in np.sort(chosen)
+    ]
+    volume, inside = (
+        torch.stack([whole[place] for place in places])[:, None]
+        for whole in (prepared.volume, prepared.inside)
+    )
+    spacing = torch.tensor([scan.spacing_mm], device=device).expand(count, -1)
+    features = method.network.features(Crops(volume, spacing), inside=inside > 0, bag_size=count)
+    found: Floats = features[0].double().cpu().numpy()
+    return found
 
 
 def _share(items: Sequence[Item], ranks: Ranks, *, alive: Callable[[], None]) -> Iterator[Item]:

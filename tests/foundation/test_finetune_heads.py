@@ -29,9 +29,10 @@ def features_of(num: int = 4) -> torch.Tensor:
 
 def test_two_layers_are_what_they_say() -> None:
     head, features = head_of(DEEP).eval(), features_of()
-    normed = [functional.layer_norm(part, (WIDTH,), eps=1e-6) for part in features.split(WIDTH, 1)]
+    head.standardise(features)
+    normed = (features - features.mean(0)) / features.std(0, correction=0)
     first, last = head.layers
-    hidden = functional.gelu(torch.cat(normed, 1) @ first.weight.T + first.bias)
+    hidden = functional.gelu(normed @ first.weight.T + first.bias)
     torch.testing.assert_close(head(features), hidden @ last.weight.T + last.bias)
 
 
@@ -48,8 +49,20 @@ def test_it_reads_the_features_it_is_told_to(features: Features, read: list[bool
 
 def test_a_small_mean_token_counts_as_much_as_a_large_class_token() -> None:
     head, features = head_of(HeadConfig()).eval(), features_of()
-    scaled = features * torch.tensor([30.0, 0.1]).repeat_interleave(WIDTH)
-    torch.testing.assert_close(head(scaled), head(features), atol=1e-3, rtol=0)
+    scaled = features * torch.tensor([30.0, 0.1]).repeat_interleave(WIDTH) + 5
+    head.standardise(features)
+    before = head(features)
+    head.standardise(scaled)
+    torch.testing.assert_close(head(scaled), before, atol=1e-3, rtol=0)
+
+
+def test_a_feature_that_hardly_differs_is_not_made_of_noise() -> None:
+    head, features = head_of(HeadConfig()), features_of(9)
+    features[:, 3] = 1.0 + 1e-6 * features[:, 3]
+    head.standardise(features)
+    assert head.scale[3] == 1
+    spread = features.std(0, correction=0)
+    torch.testing.assert_close(head.scale[4:], spread[4:])
 
 
 def test_first_logits_are_small_and_so_the_first_loss_is_of_chance() -> None:

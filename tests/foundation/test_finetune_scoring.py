@@ -11,6 +11,7 @@ from torch import nn
 
 from foundation.finetuning import scoring
 from foundation.finetuning.scoring import Scored, score_rows, standardise_head
+from foundation.finetuning.whole_scan import scan_features
 from foundation.running.ranks import Ranks
 from shards.scan import Scan
 from tests.foundation.test_finetune_method import LABELS, MASKS, method_of
@@ -145,6 +146,7 @@ def test_the_head_is_standardised_by_the_scans_it_is_told_and_on_any_ranks_alike
     heads = {}
     for world in (1, 3):
         method = method_of(LABELS)
+        method.bag_size = 99  # every window of a scan, as prediction sees it
 
         def standardise(ranks: Ranks, method: Any = method) -> None:
             standardise_head(
@@ -159,6 +161,9 @@ def test_the_head_is_standardised_by_the_scans_it_is_told_and_on_any_ranks_alike
     chosen = features_of(["b", "c", "d"])
     assert torch.allclose(heads[1].centre.double(), chosen.mean(dim=0), atol=1e-5)
     assert not torch.allclose(heads[1].centre.double(), features_of(["a", "b", "c"]).mean(dim=0))
+    method.bag_size = 1
+    on_ranks(standardise, 1, monkeypatch)
+    assert not torch.allclose(method.network.head.centre, heads[1].centre, atol=1e-3)
     heads[1].centre.sub_(1)  # a plain tensor, as training and checkpoints take it
 
 
@@ -168,7 +173,7 @@ def features_of(names: Sequence[str]) -> torch.Tensor:
     method.network.eval()
     return torch.stack(
         [
-            scoring.scan_features(
+            scan_features(
                 method.network, Scans().scan(SAMPLES[name][0]),
                 preprocessing=method.preprocessing, device="cpu",
             ).double()

@@ -265,7 +265,7 @@ def test_missing_and_doubled_sources(tmp_path: Path, archive: Archive, toy_recip
         ({"dicom": "a"}, "need a name, a licence and a source"),
         ({"cohort": "a", "name": "b"}, "brings its own name"),
         ({"images": "a", "name": "b", "licence": "c", "source": "d"}, "need a modality"),
-        ({**CT, "splits": ["train"]}, "choose rows of a cohort"),
+        ({**CT, "splits": ["train"]}, "are of a cohort's rows"),
         ({**CT, "spacing_mm": [1, 0, 1]}, "must be positive"),
         ({**CT, "policy": {"min_slice": 3}}, "did you mean 'min_slices'"),
     ],
